@@ -1,0 +1,125 @@
+"""The input spec: how an image becomes the model's input, decided once.
+
+It is written into the ONNX metadata and the manifest, and every later stage
+(calibration, evaluation, bench, predict) reads it from there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from deploy_tools.errors import UserError, nearest
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box")
+METADATA_KEY = "deploy_tools.input_spec"
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Shape, layout and preprocessing of a classifier's input.
+
+    size: (height, width) in pixels of the model's input.
+    mean, std: one value a channel, applied to pixels scaled to [0, 1].
+    resize: an int scales the short side to it, a pair (height, width) squashes,
+        None leaves the image as it is.
+    crop: "center" cuts `size` out of the middle, "none" demands the exact size.
+    labels: class names in the order of the logits; empty where unknown.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int | tuple[int, int] | None = None
+    crop: str = "none"
+    interpolation: str = "bilinear"
+    layout: str = "NCHW"
+    dtype: str = "float32"
+    input_name: str = "input"
+    output_name: str = "logits"
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise UserError(f"input size must be [height, width], got {list(self.size)}.")
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+            raise UserError(
+                f"mean has {len(self.mean)} and std {len(self.std)} values.",
+                "Both need one value a channel: 1 for grey images, 3 for RGB.",
+            )
+        if min(self.std) <= 0:
+            raise UserError(f"std must be positive, got {list(self.std)}.")
+        for key, value, allowed in (
+            ("interpolation", self.interpolation, INTERPOLATIONS),
+            ("crop", self.crop, ("center", "none")),
+            ("layout", self.layout, ("NCHW",)),
+            ("dtype", self.dtype, ("float32",)),
+        ):
+            if value not in allowed:
+                raise UserError(f'input {key} "{value}" is not known.', nearest(value, allowed))
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for RGB."""
+        return len(self.mean)
+
+    def shape(self, batch: int) -> tuple[int, int, int, int]:
+        """Return the NCHW shape of a batch."""
+        return (batch, self.channels, *self.size)
+
+    def with_labels(self, labels: tuple[str, ...]) -> InputSpec:
+        """Return the same spec with these class names."""
+        return replace(self, labels=labels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists, numbers and strings."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def to_json(self) -> str:
+        """Return one line of JSON with sorted keys: the same spec gives the same bytes."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> InputSpec:
+        """Read what `to_dict` or a recipe's [input] table holds; unknown keys are errors."""
+        known = {f.name for f in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise UserError(f'unknown key "{key}" in the input spec.', nearest(key, known))
+        missing = {"size", "mean", "std"} - set(values)
+        if missing:
+            raise UserError(f"the input spec lacks {', '.join(sorted(missing))}.")
+        try:
+            return cls(**{k: _frozen(v) for k, v in values.items()})
+        except TypeError as error:
+            raise UserError(f"the input spec has a value of the wrong type: {error}.") from error
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> InputSpec | None:
+        """Read the spec that `export` wrote into an ONNX file; None where there is none."""
+        text = metadata.get(METADATA_KEY)
+        if text is None:
+            return None
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"the model's {METADATA_KEY} metadata is not JSON: {error}.") from error
+        if not isinstance(values, dict):
+            raise UserError(f"the model's {METADATA_KEY} metadata is not a table.")
+        return cls.from_dict(values)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+IMAGENET_SPEC = InputSpec(
+    size=(224, 224),
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    resize=256,
+    crop="center",
+)
+"""The usual ImageNet evaluation preprocessing (torchvision's V1 weights)."""

@@ -1,0 +1,53 @@
+"""The one interface of every runtime; its users never ask which one they hold."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How to open a session.
+
+    runtime: a name in `deploy_tools.runtimes.RUNTIMES`.
+    threads: 0 takes every core this process may use.
+    precision: "" lets the runtime use its default for the file; "fp32" and "bf16" demand one.
+        A runtime that cannot do it refuses.
+    fusions: False switches off graph optimizations that change the arithmetic.
+    """
+
+    runtime: str = "onnxruntime"
+    threads: int = 0
+    precision: str = ""
+    fusions: bool = True
+
+
+class Session(Protocol):
+    """A model that is loaded and ready to run."""
+
+    runtime: str
+    provider: str
+    threads: int
+    precision: str
+    """What the arithmetic really runs in: "fp32", "bf16", or "int8+fp32" and "int8+bf16",
+    where the part behind the plus is what the layers that are not quantized run in."""
+    input_name: str
+    output_names: tuple[str, ...]
+
+    def run(self, inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """Run one batch of shape (N, C, H, W); returns the outputs in `output_names` order."""
+        ...
+
+    def close(self) -> None:
+        """Give back memory and threads; the session cannot run afterwards."""
+        ...
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use (affinity, not the machine's count)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

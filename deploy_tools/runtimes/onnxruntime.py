@@ -1,0 +1,95 @@
+"""onnxruntime's CPU provider."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy_tools.errors import UserError, require
+from deploy_tools.runtimes.base import RuntimeConfig, usable_cores
+
+PRECISION_KEY = "deploy_tools.precision"
+"""ONNX metadata: what export ("fp32") and quantize ("int8") made."""
+_QUANTIZED = {
+    "QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv",
+    "DynamicQuantizeLinear",
+}  # fmt: skip
+
+
+class OnnxRuntimeSession:
+    """A session of onnxruntime; also the base of its plugin providers."""
+
+    runtime = "onnxruntime"
+
+    def __init__(self, session: Any, provider: str, threads: int, precision: str) -> None:
+        self._session = session
+        self.provider = provider
+        self.threads = threads
+        self.precision = precision
+        self.input_name: str = session.get_inputs()[0].name
+        self.output_names = tuple(output.name for output in session.get_outputs())
+
+    def run(self, inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        if self._session is None:
+            raise RuntimeError("the session is closed")
+        return tuple(self._session.run(None, {self.input_name: inputs}))
+
+    def close(self) -> None:
+        self._session = None
+
+
+def open_session(model: Path | bytes, config: RuntimeConfig) -> OnnxRuntimeSession:
+    """Load a model on the CPU provider."""
+    if config.precision not in ("", "fp32"):
+        raise UserError(
+            f"onnxruntime's CPU provider does not run {config.precision}.",
+            "Use the openvino runtime for bf16.",
+        )
+    ort = require("onnxruntime", "", "Running ONNX files")
+    threads = config.threads or usable_cores()
+    options = session_options(ort, threads, config.fusions)
+    session = load(ort, model, options, ["CPUExecutionProvider"])
+    precision = "fp32" if stored_precision(session, model) == "fp32" else "int8+fp32"
+    return OnnxRuntimeSession(session, "CPUExecutionProvider", threads, precision)
+
+
+def session_options(ort: Any, threads: int, fusions: bool) -> Any:
+    """Return session options with our defaults: quiet, sequential, exactly `threads` threads."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # errors are raised too; no need to print them
+    if not fusions:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def load(ort: Any, model: Path | bytes, options: Any, providers: list[str] | None) -> Any:
+    """Create the InferenceSession; a file that cannot be loaded is a UserError naming it."""
+    name = "the model" if isinstance(model, bytes) else str(model)
+    if isinstance(model, Path) and not model.is_file():
+        raise UserError(f"{model} does not exist.")
+    source = model if isinstance(model, bytes) else str(model)
+    extra = {"providers": providers} if providers else {}
+    try:
+        return ort.InferenceSession(source, options, **extra)
+    except Exception as error:  # onnxruntime raises many unrelated classes
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(f"{name} cannot be loaded by onnxruntime: {reason}") from error
+
+
+def stored_precision(session: Any, model: Path | bytes) -> str:
+    """Return "int8" for a quantized file and "fp32" for one that is not.
+
+    Our own files say it in their metadata; others are parsed, which costs memory.
+    """
+    told = session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY)
+    if told in ("fp32", "int8"):
+        return str(told)
+    import onnx
+
+    proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(str(model))
+    return "int8" if any(node.op_type in _QUANTIZED for node in proto.graph.node) else "fp32"

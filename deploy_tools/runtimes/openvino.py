@@ -1,0 +1,91 @@
+"""OpenVINO's CPU plugin as a provider of onnxruntime (package onnxruntime-ep-openvino).
+
+The provider ignores `num_streams` and `num_of_threads` with a warning only; settings go in
+as `load_config`, a JSON text of OpenVINO properties. Its precision is always set here and
+never left to OpenVINO, whose default for an FP32 file is bfloat16 where the CPU has it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from deploy_tools.errors import MissingDependencyError, UserError, require
+from deploy_tools.runtimes import onnxruntime as ort_runtime
+from deploy_tools.runtimes.base import RuntimeConfig, usable_cores
+
+_LIBRARY_NAME = "deploy_tools_openvino"
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVinoSession(ort_runtime.OnnxRuntimeSession):
+    """An onnxruntime session whose nodes all run in OpenVINO."""
+
+    runtime = "openvino"
+
+
+def open_session(model: Path | bytes, config: RuntimeConfig) -> OpenVinoSession:
+    """Load a model; every node must run in OpenVINO, none falls back to onnxruntime's CPU.
+
+    precision "" means bf16 for a float file where the CPU has it, and fp32 otherwise; for a
+    quantized file it says in what the parts that are not quantized run.
+    """
+    ort = require("onnxruntime", "openvino", "The openvino runtime")
+    device = _cpu_device(ort)
+    has_bf16 = "BF16" in device.ep_metadata.get("OPTIMIZATION_CAPABILITIES", "")
+    precision = _precision(config.precision, has_bf16)
+    threads = config.threads or usable_cores()
+    options = ort_runtime.session_options(ort, threads, config.fusions)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    properties = {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "INFERENCE_NUM_THREADS": str(threads),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    options.add_provider_for_devices([device], {"load_config": json.dumps({"CPU": properties})})
+    session = ort_runtime.load(ort, model, options, None)
+    stored = ort_runtime.stored_precision(session, model)
+    shown = precision if stored == "fp32" else f"int8+{precision}"
+    return OpenVinoSession(session, "OpenVINOExecutionProvider", threads, shown)
+
+
+def _precision(wanted: str, has_bf16: bool) -> str:
+    if wanted == "bf16" and not has_bf16:
+        raise MissingDependencyError(
+            "this CPU has no bfloat16 arithmetic.", "Leave the bf16 variant out, or use fp32."
+        )
+    if wanted and wanted not in _HINTS:
+        raise UserError(f"the openvino runtime does not run {wanted}.", "Use fp32 or bf16.")
+    return wanted or ("bf16" if has_bf16 else "fp32")
+
+
+def _cpu_device(ort: Any) -> Any:
+    package = require("onnxruntime_ep_openvino", "openvino", "The openvino runtime")
+    if not hasattr(ort, "register_execution_provider_library"):
+        raise MissingDependencyError(
+            f"onnxruntime {ort.__version__} cannot load plugin providers.",
+            "Install it with: pip install 'deploy-tools[openvino]'",
+        )
+    name = package.get_ep_name()
+    devices = _matching(ort, name)
+    if not devices:
+        try:
+            ort.register_execution_provider_library(_LIBRARY_NAME, package.get_library_path())
+        except Exception as error:  # onnxruntime raises many unrelated classes
+            raise MissingDependencyError(
+                f"the OpenVINO provider cannot be loaded: {error}.",
+                "Install it with: pip install 'deploy-tools[openvino]'",
+            ) from error
+        devices = _matching(ort, name)
+    if not devices:
+        raise MissingDependencyError("the OpenVINO provider offers no CPU device here.")
+    return devices[0]
+
+
+def _matching(ort: Any, name: str) -> list[Any]:
+    return [
+        device
+        for device in ort.get_ep_devices()
+        if device.ep_name == name and device.ep_metadata.get("ov_device") == "CPU"
+    ]
