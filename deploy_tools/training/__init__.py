@@ -1,0 +1,1 @@
+"""Training, as far as deployment needs it."""
