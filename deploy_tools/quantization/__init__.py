@@ -1,0 +1,1 @@
+"""INT8 for each target: dynamic, and static Q/DQ from a range table."""

@@ -1,0 +1,179 @@
+"""Static INT8: onnxruntime's Q/DQ writer, fed with our ranges.
+
+Only its writer is used. Its calibrators keep every activation of every image in memory;
+`calibration` streams instead and hands the ranges over as a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+
+from deploy_tools.artifacts import atomic_path
+from deploy_tools.errors import UserError, require
+from deploy_tools.onnx_files import load_onnx, real_inputs, require_dynamic_batch, require_nodes
+from deploy_tools.quantization.summary import QuantizationSummary, describe_quantization
+from deploy_tools.quantization.targets import Target, target_named
+from deploy_tools.runtimes.onnxruntime import PRECISION_KEY
+
+
+class Ranges(Protocol):
+    """What this room needs of a range table."""
+
+    def range_of(self, tensor: str, grid: str) -> tuple[float, float]:
+        """Return (low, high) with low <= 0 <= high."""
+        ...
+
+
+# The writer drops a Relu whose output it quantizes: clamping at the zero-point does its work,
+# if the range starts at 0. For a tensor without any value above 0 it would take zero-point 0,
+# which for int8 clamps nothing; this high end gives the same scale, 1, and the right one.
+_DEAD = 255.0
+
+
+@dataclass(frozen=True)
+class StaticConfig:
+    """target: a name in `TARGETS`. exclude: names of nodes that stay in float.
+
+    per_channel: one weight scale an output channel; False is one a tensor.
+    """
+
+    target: str = "ort-cpu"
+    per_channel: bool = True
+    exclude: tuple[str, ...] = ()
+
+
+def activation_tensors(proto: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the tensors that any target may quantize, in graph order: what to calibrate.
+
+    That is the input and every intermediate tensor, without those that only a Relu or Clip
+    reads: the layer and its activation are one kernel, so what lies between is never quantized.
+    """
+    outputs = {value.name for value in proto.graph.output}
+    inner = _inner_tensors(proto)
+    names = [value.name for value in real_inputs(proto)]
+    for node in proto.graph.node:
+        if node.op_type != "Constant":
+            names += [t for t in node.output if t and t not in outputs and t not in inner]
+    return tuple(names)
+
+
+def _inner_tensors(proto: onnx.ModelProto) -> dict[str, str]:
+    """Return the tensors that only activations read, each with the output of its first reader."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in proto.graph.node:
+        for tensor in node.input:
+            readers.setdefault(tensor, []).append(node)
+    return {
+        tensor: readers[tensor][0].output[0]
+        for node in proto.graph.node
+        for tensor in node.output
+        if tensor in readers
+        and all(reader.op_type in ("Relu", "Clip") for reader in readers[tensor])
+    }
+
+
+def qdq_from_onnx(
+    model: Path, ranges: Ranges, path: Path, config: StaticConfig | None = None
+) -> QuantizationSummary:
+    """Write the Q/DQ file of `model` for a target to `path`.
+
+    Raises UserError where the model is quantized already, has a fixed batch, or where a node
+    to exclude does not exist or cannot be split from its layer.
+    """
+    config = config or StaticConfig()
+    target = target_named(config.target)
+    proto = load_onnx(model)
+    require_dynamic_batch(proto, model)
+    _require_float(proto, model)
+    require_nodes(proto, config.exclude)
+    metadata = {prop.key: prop.value for prop in proto.metadata_props}
+    _require_separable(proto, config.exclude)
+    quantized = _write(proto, ranges, target, config)
+    metadata |= {PRECISION_KEY: "int8", "deploy_tools.target": target.name}
+    del quantized.metadata_props[:]
+    onnx.helper.set_model_props(quantized, dict(sorted(metadata.items())))
+    onnx.checker.check_model(quantized, full_check=True)
+    with atomic_path(path) as part:
+        onnx.save(quantized, str(part))
+    return describe_quantization(quantized)
+
+
+def _write(
+    proto: onnx.ModelProto, ranges: Ranges, target: Target, config: StaticConfig
+) -> onnx.ModelProto:
+    quantization = require("onnxruntime.quantization", "", "Quantizing")
+    calibrate = require("onnxruntime.quantization.calibrate", "", "Quantizing")
+    writer = require("onnxruntime.quantization.qdq_quantizer", "", "Quantizing")
+    registry = require("onnxruntime.quantization.registry", "", "Quantizing")
+    kinds = {"uint8": quantization.QuantType.QUInt8, "int8": quantization.QuantType.QInt8}
+    tensors = {}
+    inner = _inner_tensors(proto)
+    rectified = {
+        inner.get(n.output[0], n.output[0]) for n in proto.graph.node if n.op_type == "Relu"
+    }
+    for name in (*activation_tensors(proto), *inner):
+        # The writer asks for the range of an inner tensor too, and then does not use it.
+        low, high = ranges.range_of(inner.get(name, name), target.grid)
+        if name in rectified:
+            low, high = 0.0, high or _DEAD
+        tensors[name] = calibrate.TensorData(lowest=np.float32(low), highest=np.float32(high))
+    quantizer = writer.QDQQuantizer(
+        onnx.shape_inference.infer_shapes(proto),
+        per_channel=config.per_channel,
+        reduce_range=target.reduce_range,
+        weight_qType=quantization.QuantType.QInt8,
+        activation_qType=kinds[target.activations],
+        tensors_range=calibrate.TensorsData(quantization.CalibrationMethod.MinMax, tensors),
+        nodes_to_quantize=[],
+        nodes_to_exclude=list(config.exclude),
+        op_types_to_quantize=sorted({*registry.QLinearOpsRegistry, *registry.QDQRegistry}),
+        extra_options={},
+    )
+    # The logits stay in float: a Gemm writes them at no cost, and 8 bits would cost accuracy.
+    outputs = {value.name for value in proto.graph.output}
+    for method in ("quantize_activation_tensor", "quantize_output_same_as_input"):
+        setattr(quantizer, method, _without(getattr(quantizer, method), outputs))
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    result: onnx.ModelProto = quantizer.model.model
+    stray = set(inner) & set(describe_quantization(result).activations)
+    if stray:
+        raise RuntimeError(f"quantized between a layer and its activation: {sorted(stray)}")
+    return result
+
+
+def _without(method: Callable[..., None], outputs: set[str]) -> Callable[..., None]:
+    """Return the writer's method, doing nothing for a tensor that is a graph output."""
+
+    def call(tensor: str, *rest: Any) -> None:
+        if tensor not in outputs:
+            method(tensor, *rest)
+
+    return call
+
+
+def _require_separable(proto: onnx.ModelProto, names: tuple[str, ...]) -> None:
+    """Refuse to leave an activation in float without the layer that it belongs to."""
+    inner = _inner_tensors(proto)
+    producers = {tensor: node for node in proto.graph.node for tensor in node.output}
+    for node in proto.graph.node:
+        source = node.input[0] if node.op_type in ("Relu", "Clip") else ""
+        if node.name in names and source in inner and producers[source].name not in names:
+            raise UserError(
+                f'node "{node.name}" is one kernel with "{producers[source].name}".',
+                "Exclude that one, or both.",
+            )
+
+
+def _require_float(proto: onnx.ModelProto, model: Path) -> None:
+    summary = describe_quantization(proto)
+    if summary.quantized_layers or summary.activations:
+        raise UserError(f"{model} is quantized already.", "Give the FP32 file that export wrote.")
+    if not summary.layers:
+        raise UserError(f"{model} has no convolution or Gemm to quantize.")

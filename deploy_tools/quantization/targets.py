@@ -1,0 +1,44 @@
+"""What each target wants of a quantized file. The user names it; the build host never does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deploy_tools.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Target:
+    """The Q/DQ layout of one target.
+
+    activations: "uint8" or "int8"; both affine here, so they share the range table's u8 grid.
+    reduce_range: weights in 7 bits, for CPUs whose 8-bit multiply-add saturates 16-bit sums.
+    runtime: the runtime that the target is measured in on this kind of machine, "" for none.
+    """
+
+    name: str
+    activations: str
+    reduce_range: bool
+    runtime: str
+    about: str
+    grid: str = "u8"
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("ort-cpu", "uint8", False, "onnxruntime", "onnxruntime on x86 with VNNI or AMX"),
+        Target(
+            "openvino", "uint8", False, "openvino", "OpenVINO on x86; the same layout as ort-cpu"
+        ),
+        Target("arm", "int8", False, "onnxruntime", "onnxruntime on 64-bit Arm"),
+        Target("x86-no-vnni", "uint8", True, "onnxruntime", "onnxruntime on x86 without VNNI"),
+    )
+}
+
+
+def target_named(name: str) -> Target:
+    """Return a target; UserError with the nearest name where there is none."""
+    if name not in TARGETS:
+        raise UserError(f'target "{name}" is not known.', nearest(name, TARGETS))
+    return TARGETS[name]
