@@ -1,0 +1,118 @@
+"""deploy-tools calibrate: a range table from images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from deploy_tools.artifacts import sha256_of_file
+from deploy_tools.cli.common import (
+    PathType,
+    data_options,
+    out_option,
+    output_options,
+    print_json,
+    progress_bar,
+)  # fmt: skip
+from deploy_tools.data import open_source
+from deploy_tools.onnx_files import input_spec_of, load_onnx, require_dynamic_batch
+from deploy_tools.recipe import METHODS
+
+
+@click.command("calibrate")
+@click.argument("model", type=PathType)
+@data_options("train")
+@click.option(
+    "--images", type=click.IntRange(1), default=512, show_default=True, help="How many images."
+)
+@click.option(
+    "--choose",
+    type=click.Choice(["stratified", "random", "list"]),
+    default="stratified",
+    show_default=True,
+    help="How images are chosen.",
+)
+@click.option(
+    "--list",
+    "list_file",
+    type=PathType,
+    metavar="FILE",
+    help="Image ids, one a line (with --choose list).",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the choice.")
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="percentile",
+    show_default=True,
+    help="How ranges are chosen.",
+)
+@click.option(
+    "--percentile",
+    type=click.FloatRange(50, 100),
+    default=99.99,
+    show_default=True,
+    help="With --method percentile.",
+)
+@click.option("--threads", type=click.IntRange(0), default=0, help="0 takes every core.")
+@out_option()
+@output_options
+def command(
+    model: Path,
+    source: str,
+    data: Path | None,
+    split: str,
+    images: int,
+    choose: str,
+    list_file: Path | None,
+    seed: int,
+    method: str,
+    percentile: float,
+    threads: int,
+    out: Path,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Run images through MODEL (FP32 ONNX) once and choose a range for every activation.
+
+    Memory does not grow with the number of images. Writes calibration/selection.json,
+    statistics.npz and ranges.json into the output folder; statistics that fit are used again.
+
+    \b
+    Example:
+      deploy-tools calibrate out/fp32.onnx --source imagefolder --data photos --split train \\
+          --images 512 --method mse -o out
+    """  # fmt: skip
+    from calibration import collect
+    from calibration.identity import StatisticsIdentity
+    from calibration.select import SelectConfig, select_images
+    from calibration.statistics import FILE, Statistics
+    from deploy_tools.quantization.static import activation_tensors
+
+    proto = load_onnx(model)
+    require_dynamic_batch(proto, model)
+    spec = input_spec_of(proto, model)
+    images_source = open_source(source, data, split)
+    selection = select_images(images_source, SelectConfig(images, choose, seed, list_file))
+    config = collect.CalibrateConfig(method=method, percentile=percentile, threads=threads)
+    tensors = activation_tensors(proto)
+    folder = out / "calibration"
+    statistics_path = folder / FILE
+    identity = StatisticsIdentity.of(sha256_of_file(model), selection.content_hash, spec, tensors)
+    statistics = Statistics.load(statistics_path) if statistics_path.is_file() else None
+    if statistics is None or statistics.identity != identity:
+        with progress_bar(quiet) as progress:
+            statistics = collect.statistics_from_images(
+                model, tensors, images_source, selection, spec, config, progress
+            )
+        selection.save(folder)
+        statistics.save(statistics_path)
+    table = collect.ranges_from_statistics(statistics, config)
+    table.save(folder / "ranges.json")
+    if as_json:
+        print_json({"file": str(folder / "ranges.json"), "tensors": len(table.tensors)})
+        return
+    click.echo(table if verbose else f"{len(table.tensors)} ranges, {method}, {selection}")
+    click.echo(f"{folder / 'ranges.json'} written.")

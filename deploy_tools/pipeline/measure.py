@@ -1,0 +1,204 @@
+"""Predictions, speed and memory of every variant that runs here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.accuracy import accuracy_from_predictions
+from benchmarks.environment import describe_environment
+from benchmarks.memory import peak_rss_of_model
+from benchmarks.predictions import Predictions, predictions_from_images
+from benchmarks.samples import read_samples
+from benchmarks.speed import SpeedConfig, SpeedRun, measure_speed, save_samples
+from deploy_tools.artifacts import Artifact
+from deploy_tools.data.source import batches, source_hash
+from deploy_tools.errors import DeployToolsError, MissingDependencyError
+from deploy_tools.pipeline.variants import BASELINE, Variant
+from deploy_tools.runtimes import RuntimeConfig, Session, open_session
+
+if TYPE_CHECKING:
+    from deploy_tools.pipeline.run import Outcome, Run
+
+_BATCH = 64
+
+
+def measure(run: Run, fp32: Artifact) -> None:
+    """Fill in accuracy, speed and peak memory of the run's outcomes."""
+    data = source_hash(run.evaluation)
+    for outcome in run.outcomes:
+        if outcome.ok("build"):
+            _guarded(outcome, "accuracy", lambda o=outcome: _predict(run, o, fp32, data))
+    if not run.runner.dry:
+        _compare(run)
+    _speed(run, data)
+    for outcome in run.outcomes:
+        if outcome.ok("speed") and outcome.artifact is not None:
+            _memory(run, outcome)
+
+
+def runtime_config(run: Run, variant: Variant) -> RuntimeConfig:
+    """Return how a variant's session is opened."""
+    return RuntimeConfig(variant.runtime, run.recipe.speed.threads, variant.runtime_precision)
+
+
+def open_variant(run: Run, outcome: Outcome) -> Session:
+    """Open the variant's session: the torch module, or its ONNX file in its runtime."""
+    variant = outcome.variant
+    if variant.runtime == "torch":
+        from deploy_tools.runtimes.torch import TorchSession
+
+        return TorchSession(run.loaded.module, run.recipe.speed.threads)
+    return open_session(run.runner.directory.path(variant.file), runtime_config(run, variant))
+
+
+def _guarded(outcome: Outcome, part: str, work: Any) -> None:
+    """Do one variant's work; its failure is its own, what it lacks here is a skip."""
+    try:
+        work()
+        outcome.say(part, "ok")
+    except MissingDependencyError as error:
+        outcome.say(part, "skipped", str(error))
+    except DeployToolsError as error:
+        outcome.say(part, "failed", str(error))
+
+
+def _predict(run: Run, outcome: Outcome, fp32: Artifact, data: str) -> None:
+    variant = outcome.variant
+    model = outcome.artifact or fp32
+    file = f"predictions/{variant.id}.npz"
+
+    def make(path: Any) -> Mapping[str, Any]:
+        session = open_variant(run, outcome)
+        try:
+            predictions_from_images(
+                session, run.evaluation, run.spec, _BATCH, None, run.runner.progress
+            ).save(path)
+            return {
+                "provider": session.provider,
+                "runs_in": session.precision,
+                "threads": session.threads,
+            }
+        finally:
+            session.close()
+
+    settings = {"runtime": variant.runtime, "precision": variant.runtime_precision}
+    artifact = run.runner.run(
+        "predict", file, file, settings, {"model": model.sha256, "images": data}, make
+    )
+    outcome.session = artifact.notes
+
+
+def _compare(run: Run) -> None:
+    folder = run.runner.directory
+    loaded = {
+        o.variant.id: Predictions.load(folder.path(f"predictions/{o.variant.id}.npz"))
+        for o in run.outcomes
+        if o.ok("accuracy")
+    }
+    baseline = loaded.get(BASELINE)
+    if baseline is None:
+        reason = next(o.status for o in run.outcomes if o.variant.id == BASELINE)
+        raise DeployToolsError(f"the baseline {BASELINE} could not be evaluated: {reason}")
+    for outcome in run.outcomes:
+        if outcome.ok("accuracy"):
+            outcome.result = accuracy_from_predictions(loaded[outcome.variant.id], baseline)
+
+
+def _speed(run: Run, data: str) -> None:
+    table = run.recipe.speed
+    for outcome in run.outcomes:
+        variant = outcome.variant
+        if not table.scenarios:
+            outcome.say("speed", "skipped", "the recipe names no scenarios")
+        elif not outcome.ok("accuracy"):
+            outcome.say("speed", "skipped", "it does not run here")
+        elif variant.simulated:
+            outcome.say("speed", "skipped", variant.simulated)
+        else:
+            outcome.say("speed", "ok")
+    timed = [o for o in run.outcomes if o.ok("speed")]
+    if not timed:
+        return
+    config = SpeedConfig(
+        scenarios=table.scenarios, batch=table.batch, rounds=table.rounds,
+        seconds_per_round=table.seconds,
+    )  # fmt: skip
+    settings = {
+        "scenarios": list(table.scenarios), "batch": table.batch, "threads": table.threads,
+        "rounds": table.rounds, "seconds": table.seconds, "machine": _machine(),
+        "variants": {o.variant.id: [o.variant.runtime, o.variant.runtime_precision] for o in timed},
+    }  # fmt: skip
+    parents = {o.variant.id: o.artifact.sha256 if o.artifact else "torch" for o in timed}
+    files = {f"samples/{o.variant.id}.jsonl": f"samples/{o.variant.id}.jsonl" for o in timed}
+    run.runner.run_together(
+        "speed", files, settings, parents | {"images": data}, lambda: _timed(run, timed, config)
+    )
+    if not run.runner.dry:
+        _read_runs(run, timed)
+
+
+def _timed(
+    run: Run, timed: list[Outcome], config: SpeedConfig
+) -> Mapping[str, Mapping[str, Any] | None]:
+    sessions = {o.variant.id: open_variant(run, o) for o in timed}
+    try:
+        runs = measure_speed(
+            sessions, lambda count: _images(run, count), BASELINE, config, run.runner.progress
+        )
+    finally:
+        for session in sessions.values():
+            session.close()
+    save_samples(runs, run.runner.directory.root)
+    return {f"samples/{o.variant.id}.jsonl": {} for o in timed}
+
+
+def _images(run: Run, count: int) -> NDArray[np.float32]:
+    """Return a batch of real images, repeated from the start where the data has fewer."""
+    indices = [i % len(run.evaluation) for i in range(count)]
+    return next(batches(run.evaluation, run.spec, count, indices))[0]
+
+
+def _read_runs(run: Run, timed: list[Outcome]) -> None:
+    """Derive the statistics from the raw timings on disk: now and on any later run."""
+    folder = run.runner.directory
+    sets = {o.variant.id: read_samples(folder.path(f"samples/{o.variant.id}.jsonl")) for o in timed}
+    baseline = {s.scenario: s for s in sets[BASELINE]}
+    for outcome in timed:
+        outcome.runs = [SpeedRun(s, baseline[s.scenario]) for s in sets[outcome.variant.id]]
+
+
+def _memory(run: Run, outcome: Outcome) -> None:
+    artifact, variant = outcome.artifact, outcome.variant
+    if artifact is None:
+        return
+    name = f"memory/{variant.id}"
+    config = runtime_config(run, variant)
+    batch = run.recipe.speed.batch
+
+    def make(path: Any) -> Mapping[str, Any]:
+        from deploy_tools.artifacts import write_json
+
+        peak = peak_rss_of_model(
+            run.runner.directory.path(artifact.file), config, run.spec.shape(batch)
+        )
+        write_json(path, {"peak_rss_bytes": peak, "batch": batch})
+        return {"peak_rss_bytes": peak}
+
+    settings = {
+        "runtime": config.runtime, "precision": config.precision, "threads": config.threads,
+        "batch": batch, "machine": _machine(),
+    }  # fmt: skip
+    kept = run.runner.run(
+        "memory", name, f"memory/{variant.id}.json", settings, {"model": artifact.sha256}, make
+    )
+    outcome.peak_rss_bytes = kept.notes.get("peak_rss_bytes")
+
+
+def _machine() -> str:
+    """Return what tells this machine from another, so that old timings are not taken for its."""
+    environment = describe_environment()
+    return str(environment.get("cpu", ""))

@@ -1,0 +1,95 @@
+"""From a recipe's [[variant]] tables to ids, files and runtimes."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+
+from deploy_tools.errors import UserError, nearest
+from deploy_tools.quantization.targets import TARGETS, target_named
+from deploy_tools.recipe import Recipe, VariantTable
+
+BASELINE = "fp32-ort"
+_RUNTIMES = {"ort-cpu": "onnxruntime", "openvino": "openvino"}
+_SHORT = {"ort-cpu": "ort"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One thing to measure.
+
+    file: its ONNX file in the artifact directory; "" for the torch module.
+    runtime_precision: what to demand of the runtime ("" leaves a quantized file's rest to it).
+    simulated: why accuracy comes from another machine's arithmetic and speed is skipped,
+        "" where the variant really runs here.
+    """
+
+    id: str
+    precision: str
+    method: str
+    target: str
+    runtime: str
+    file: str
+    runtime_precision: str = ""
+    simulated: str = ""
+    table: VariantTable | None = None
+
+
+def planned_variants(recipe: Recipe) -> tuple[Variant, ...]:
+    """Return fp32-torch, the baseline fp32-ort, and the recipe's variants in its order."""
+    variants = [
+        Variant("fp32-torch", "fp32", "none", "torch", "torch", ""),
+        Variant(BASELINE, "fp32", "none", "ort-cpu", "onnxruntime", "fp32.onnx", "fp32"),
+        *(_variant(table) for table in recipe.variant),
+    ]
+    seen: set[str] = set()
+    for variant in variants:
+        if variant.id in seen:
+            raise UserError(
+                f'two variants are named "{variant.id}".', "Give one of them an id of its own."
+            )
+        seen.add(variant.id)
+    return tuple(variants)
+
+
+def _variant(table: VariantTable) -> Variant:
+    if table.precision == "int8":
+        return _dynamic(table) if table.method == "dynamic" else _static(table)
+    if table.method:
+        raise UserError(f"a {table.precision} variant has no method.", "Leave method out.")
+    target = table.target or "openvino"
+    if target not in _RUNTIMES:
+        raise UserError(
+            f'a {table.precision} variant cannot have the target "{target}".',
+            nearest(target, _RUNTIMES),
+        )
+    name = table.id or f"{table.precision}-{_SHORT.get(target, target)}"
+    return Variant(
+        name,
+        table.precision,
+        "none",
+        target,
+        _RUNTIMES[target],
+        "fp32.onnx",
+        table.precision,
+        table=table,
+    )
+
+
+def _dynamic(table: VariantTable) -> Variant:
+    if table.target not in ("", "ort-cpu"):
+        raise UserError("dynamic quantization has the target ort-cpu only.")
+    name = table.id or ("int8-dynamic-conv-ort" if table.include_conv else "int8-dynamic-ort")
+    return Variant(name, "int8", "dynamic", "ort-cpu", "onnxruntime", f"{name}.onnx", table=table)
+
+
+def _static(table: VariantTable) -> Variant:
+    target = target_named(table.target or "ort-cpu")
+    name = table.id or f"int8-static-{_SHORT.get(target.name, target.name)}"
+    simulated = ""
+    if target.name == "arm" and platform.machine().lower() not in ("aarch64", "arm64"):
+        simulated = f"the arm target's kernels do not exist on {platform.machine()}"
+    return Variant(
+        name, "int8", "static", target.name, TARGETS[target.name].runtime, f"{name}.onnx",
+        simulated=simulated, table=table,
+    )  # fmt: skip

@@ -1,0 +1,259 @@
+"""What the user asks for: TOML -> frozen dataclasses. Unknown keys are errors."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from deploy_tools.errors import UserError, nearest
+from deploy_tools.tables import from_table, read_toml
+from deploy_tools.training.config import TrainConfig
+
+METHODS = ("minmax", "entropy", "percentile", "mse")
+PRECISIONS = ("int8", "bf16", "fp32")
+SCENARIOS = ("single-stream", "offline")
+
+
+@dataclass(frozen=True)
+class ModelTable:
+    """[model]: which architecture, and where its weights are."""
+
+    arch: str
+    checkpoint: str = ""
+    weights: str = ""
+    num_classes: int | None = None
+    random_weights: bool = False
+
+    def __post_init__(self) -> None:
+        given = [bool(self.checkpoint), bool(self.weights), self.random_weights]
+        if sum(given) > 1:
+            raise UserError("[model] takes one of checkpoint, weights and random_weights.")
+        if not any(given):
+            raise UserError(
+                "[model] names no weights.",
+                "Set checkpoint = FILE or weights = NAME; random_weights = true only measures speed.",
+            )
+
+
+@dataclass(frozen=True)
+class InputTable:
+    """[input]: left out where the checkpoint's metadata says it; given keys win."""
+
+    size: tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    resize: int | tuple[int, int] | None = None
+    crop: str | None = None
+    interpolation: str | None = None
+    layout: str | None = None
+    labels: tuple[str, ...] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the keys that the user set."""
+        return {k: v for k, v in vars(self).items() if v is not None}
+
+
+@dataclass(frozen=True)
+class CalibrationTable:
+    """[data] calibration: which images set the ranges."""
+
+    split: str = "train"
+    images: int = 512
+    choose: str = "stratified"
+    seed: int = 0
+    list: str = ""
+
+
+@dataclass(frozen=True)
+class EvaluationTable:
+    """[data] evaluation: which images are the judge."""
+
+    split: str = "test"
+    images: int | str = "all"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.images, str) and self.images != "all":
+            raise UserError('[data] evaluation images must be a whole number or "all".')
+        if isinstance(self.images, int) and self.images < 1:
+            raise UserError(f"[data] evaluation images must be at least 1, got {self.images}.")
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """[data]: the labelled images."""
+
+    source: str
+    root: str = ""
+    calibration: CalibrationTable = field(default_factory=CalibrationTable)
+    evaluation: EvaluationTable = field(default_factory=EvaluationTable)
+
+
+@dataclass(frozen=True)
+class VariantTable:
+    """[[variant]]: one artifact to make and to measure beside the FP32 baseline."""
+
+    precision: str
+    method: str = ""
+    target: str = ""
+    ranges: str = "percentile"
+    percentile: float = 99.99
+    per_channel: bool = True
+    include_conv: bool = False
+    exclude: tuple[str, ...] = ()
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if self.precision == "fp16":
+            raise UserError(
+                "[[variant]] precision fp16 is not supported yet.",
+                f"Known: {', '.join(PRECISIONS)}.",
+            )
+        _one_of("[[variant]] precision", self.precision, PRECISIONS)
+        _one_of("[[variant]] ranges", self.ranges, METHODS)
+        if self.precision == "int8":
+            _one_of("[[variant]] method", self.method, ("static", "dynamic"))
+
+
+@dataclass(frozen=True)
+class SpeedTable:
+    """[speed]: how throughput and latency are measured; an empty list of scenarios skips it.
+
+    batch: images a call in the offline scenario. rounds: interleaved rounds over all variants.
+    """
+
+    scenarios: tuple[str, ...] = SCENARIOS
+    batch: int = 8
+    threads: int = 0
+    rounds: int = 12
+    seconds: float = 0.25
+
+    def __post_init__(self) -> None:
+        for scenario in self.scenarios:
+            _one_of("[speed] scenarios", scenario, SCENARIOS)
+        if self.batch < 1 or self.rounds < 3 or self.seconds <= 0 or self.threads < 0:
+            raise UserError("[speed] needs batch >= 1, rounds >= 3, seconds > 0 and threads >= 0.")
+
+
+@dataclass(frozen=True)
+class BudgetTable:
+    """[budget]: the accuracy drop, in percentage points, above which `run` ends with exit 4."""
+
+    max_drop_pp: float | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe. Paths in it are relative to the folder of the recipe file."""
+
+    model: ModelTable
+    data: DataTable
+    input: InputTable = field(default_factory=InputTable)
+    variant: tuple[VariantTable, ...] = ()
+    speed: SpeedTable = field(default_factory=SpeedTable)
+    budget: BudgetTable = field(default_factory=BudgetTable)
+
+
+@dataclass(frozen=True)
+class TrainDataTable:
+    """[data] of a training recipe."""
+
+    source: str
+    root: str = ""
+    split: str = "train"
+
+
+@dataclass(frozen=True)
+class TrainModelTable:
+    """[model] of a training recipe."""
+
+    arch: str
+    num_classes: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """What `deploy-tools train` reads."""
+
+    model: TrainModelTable
+    data: TrainDataTable
+    train: TrainConfig
+    input: InputTable = field(default_factory=InputTable)
+
+
+def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; `changes` are `table.key=value` texts that replace what the file says."""
+    table = _changed(read_toml(path), changes)
+    recipe = from_table(Recipe, table, str(path))
+    folder = path.parent
+    model = replace(recipe.model, checkpoint=_beside(folder, recipe.model.checkpoint))
+    calibration = replace(
+        recipe.data.calibration, list=_beside(folder, recipe.data.calibration.list)
+    )
+    data = replace(recipe.data, root=_beside(folder, recipe.data.root), calibration=calibration)
+    return replace(recipe, model=model, data=data)
+
+
+def load_train_recipe(path: Path, changes: Sequence[str] = ()) -> TrainRecipe:
+    """Read a training recipe."""
+    recipe = from_table(TrainRecipe, _changed(read_toml(path), changes), str(path))
+    return replace(recipe, data=replace(recipe.data, root=_beside(path.parent, recipe.data.root)))
+
+
+def lock_text(path: Path, changes: Sequence[str]) -> str:
+    """Return the recipe as it was run: its text, below the changes as comments."""
+    head = "".join(f"# --set {change}\n" for change in changes)
+    return head + path.read_text("utf-8")
+
+
+def _beside(folder: Path, name: str) -> str:
+    if not name:
+        return ""
+    try:
+        return str(folder / Path(name).expanduser())
+    except RuntimeError as error:
+        raise UserError(f'the path "{name}" names no user of this machine.') from error
+
+
+def _changed(table: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Apply `a.b.c=value` texts; a value is read as TOML where it is TOML, else as text."""
+    for change in changes:
+        place, equals, text = change.partition("=")
+        keys = [key.strip() for key in place.split(".")]
+        if not equals or not all(keys):
+            raise UserError(f'--set "{change}" is not of the form table.key=value.')
+        holder: Any = table
+        for key in keys[:-1]:
+            holder = _step(holder, key, change)
+        if isinstance(holder, list):
+            raise UserError(
+                f'--set "{change}" names a list.', "Give an index: variant.0.key=value."
+            )
+        if not isinstance(holder, dict):
+            raise UserError(f'--set "{change}": "{keys[-1]}" is not in a table.')
+        holder[keys[-1]] = _value(text.strip())
+    return table
+
+
+def _step(holder: Any, key: str, change: str) -> Any:
+    if isinstance(holder, list):
+        if not key.isdecimal() or int(key) >= len(holder):
+            raise UserError(f'--set "{change}": "{key}" is not an index below {len(holder)}.')
+        return holder[int(key)]
+    if not isinstance(holder, dict):
+        raise UserError(f'--set "{change}": "{key}" is not in a table.')
+    return holder.setdefault(key, {})
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text
+
+
+def _one_of(where: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UserError(f'{where} "{value}" is not known.', nearest(value, known))
