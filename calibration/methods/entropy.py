@@ -6,6 +6,8 @@ quantization level, zero where P is zero; the candidate with the least KL(P || Q
 differs, and why:
 
 - Exact zeros are left out: they are on every grid, and after a ReLU they would outweigh all else.
+- So is any other value that repeats (the background of the input images, say): KL would cut off
+  everything to tell it from its neighbours. It must stay inside the range instead.
 - Thousands of bins meet 128 (|x| on "s8") or 256 ("u8") levels. With as many bins as levels
   every candidate costs only what it clips, and the answer is min-max: onnxruntime's defaults.
 - A level whose only mass is clipped mass has no Q: such a candidate is no candidate.
@@ -18,6 +20,7 @@ All sums are differences of prefix sums, so a candidate costs its levels and not
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +37,14 @@ _LEVELS = {"u8": 256, "s8": 128}
 _BINS_PER_LEVEL = 2
 _FEWEST_BINS = 2048
 _VALUES_PER_BIN = 64
+_SPIKE_SHARE, _SPIKE_HEIGHT = 0.01, 16.0
 
 
 def choose_range(density: Density, grid: str, settings: Mapping[str, float]) -> Side:
     """Return the range with the least divergence; min-max where the bins are too few to tell."""
+    density, kept = _without_spikes(density)
+    if not density.cumulative[-1]:
+        return density.bounds
     density = _coarsened(density)
     sums = _PrefixSums(density)
     limits = (0, len(density.mass))
@@ -48,7 +55,8 @@ def choose_range(density: Density, grid: str, settings: Mapping[str, float]) -> 
         # Wide enough to hold what was seen on a side that is not cut.
         start = np.where(lows <= density.low, 0, start)
         end = np.where(highs >= density.high, limits[1], end)
-        return sums.divergence(start, end, _LEVELS[grid])
+        found = sums.divergence(start, end, _LEVELS[grid])
+        return np.where((lows <= kept[0]) & (highs >= kept[1]), found, np.inf)
 
     return cheapest_range(density.bounds, cost)
 
@@ -92,6 +100,27 @@ class _PrefixSums:
 
 def _x_log_x(values: Array) -> Array:
     return values * np.log(np.where(values > 0, values, 1.0))
+
+
+def _without_spikes(density: Density) -> tuple[Density, Side]:
+    """Return the density with the bins of repeated values as their neighbours, and what to keep.
+
+    Such a bin holds over a hundredth of the mass and many times what its neighbours hold. The
+    range to keep is from the lowest such value to the highest, with zero in it.
+    """
+    mass = density.mass
+    around = np.pad(mass, 1)
+    neighbours = (around[:-2] + around[2:]) / 2
+    spikes = mass > np.maximum(_SPIKE_SHARE * density.cumulative[-1], _SPIKE_HEIGHT * neighbours)
+    if not spikes.any():
+        return density, (0.0, 0.0)
+    at = np.flatnonzero(spikes)
+    low, high = density.bounds
+    kept = (
+        max(min(float(density.edges[at[0]]), 0.0), low),
+        min(max(float(density.edges[at[-1] + 1]), 0.0), high),
+    )
+    return replace(density, mass=np.where(spikes, neighbours, mass)), kept
 
 
 def _coarsened(density: Density) -> Density:

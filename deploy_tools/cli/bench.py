@@ -14,7 +14,7 @@ from deploy_tools.cli.common import (
     print_json,
     progress_bar,
 )  # fmt: skip
-from deploy_tools.cli.show import print_table
+from deploy_tools.cli.show import print_table, say_session
 from deploy_tools.data import open_source
 from deploy_tools.data.source import SubsetSource, batches
 from deploy_tools.data.splits import stratified_choice
@@ -69,6 +69,7 @@ def accuracy(
             proto = load_onnx(model)
             require_dynamic_batch(proto, model)
             session = open_session(model, RuntimeConfig(provider, threads))
+            say_session(model, session, verbose)
             spec = input_spec_of(proto, model)
             found.append(predictions_from_images(session, loaded, spec, progress=progress))
             session.close()
@@ -139,6 +140,7 @@ def speed(
     for model in models:
         require_dynamic_batch(load_onnx(model), model)
         sessions[str(model)] = open_session(model, RuntimeConfig(provider, threads))
+        say_session(model, sessions[str(model)], verbose)
     spec = input_spec_of(load_onnx(models[0]), models[0])
     loaded = open_source(source, data, split)
 

@@ -56,4 +56,7 @@ def command(file: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
     click.echo(f"input {real_inputs(proto)[0].name} {'x'.join(map(str, shape))}")
     click.echo(f"preprocessing {spec.to_json() if spec else 'unknown (no metadata)'}")
     click.echo("operators " + ", ".join(f"{op} {n}" for op, n in operators.most_common()))
+    if verbose:
+        for node in proto.graph.node:
+            click.echo(f"{node.op_type:<18} {node.name:<36} {', '.join(node.input)}")
     click.echo(summary)

@@ -8,6 +8,7 @@ import click
 import numpy as np
 
 from deploy_tools.cli.common import PathType, output_options, print_json
+from deploy_tools.cli.show import say_session
 from deploy_tools.data.files import decode_image
 from deploy_tools.data.preprocess import preprocess
 from deploy_tools.onnx_files import input_spec_of, load_onnx
@@ -49,6 +50,7 @@ def command(
     """  # fmt: skip
     spec = input_spec_of(load_onnx(file), file)
     session = open_session(file, RuntimeConfig(provider, threads))
+    say_session(file, session, verbose)
     for image in images:
         inputs = preprocess(decode_image(image), spec, str(image))[None]
         logits = session.run(inputs)[0][0].astype(np.float64)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from deploy_tools.cli.common import print_json
 from deploy_tools.pipeline import RunResult
+from deploy_tools.runtimes import Session
 
 
 def print_report(report: dict[str, Any], out: Path) -> None:
@@ -40,6 +41,14 @@ def print_table(
     for row in rows:
         table.add_row(*row)
     (console or _console()).print(table)
+
+
+def say_session(model: Path, session: Session, verbose: bool) -> None:
+    """With -v, say on stderr where and in which precision a file really runs."""
+    if verbose:
+        click.echo(
+            f"{model}: {session.provider}, {session.precision}, {session.threads} threads", err=True
+        )
 
 
 def _console() -> Console:

@@ -70,6 +70,9 @@ def command(
     if as_json:
         print_json(record)
         return
+    if verbose:
+        for epoch in trained.epochs:
+            click.echo(epoch)
     best = trained.best
     click.echo(
         f"{trained.checkpoint}: epoch {best.epoch}, {best.validation_top1:.2%} of "

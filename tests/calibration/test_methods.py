@@ -167,6 +167,18 @@ def test_entropy_cuts_nothing_off_an_even_distribution():
     assert range_for(statistics, "s8", "entropy", {})[1] > 0.98
 
 
+@pytest.mark.parametrize("grid", GRIDS)
+def test_entropy_bears_a_value_that_repeats(grid):
+    """The background of images: one value for a third of all, and a tail that must not be cut."""
+    values = np.maximum(RNG.laplace(size=500_000), -0.3)
+    statistics = seen(values)
+    bounds = range_for(statistics, grid, "entropy", {})
+    assert bounds[0] <= np.float32(-0.3)
+    assert clipped_share(statistics, bounds) < 0.002
+    alone = np.concatenate([np.full(1000, 7.0), np.full(1000, 2.0)])
+    assert range_for(seen(alone), "u8", "entropy", {}) == (0.0, 7.0)
+
+
 def test_entropy_follows_the_published_loop():
     """The divergence from prefix sums equals the sum written out, bin by bin."""
     from calibration.methods import entropy

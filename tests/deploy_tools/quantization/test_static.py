@@ -166,9 +166,7 @@ def test_weights_are_rounded_to_their_channels_or_tensors_scale(
         before = original[f"{layer.name}.weight"].astype(np.float64)
         assert scale.size == (before.shape[0] if per_channel else 1)
         spread = np.abs(before.reshape(before.shape[0] if per_channel else 1, -1)).max(1)
-        np.testing.assert_allclose(
-            np.atleast_1d(scale), 2 * spread / (2 * levels + (levels == 64) * -0), rtol=0.02
-        )
+        np.testing.assert_allclose(np.atleast_1d(scale), spread / levels, rtol=1e-5)
         shaped = scale.reshape(-1, *[1] * (before.ndim - 1)) if per_channel else scale
         # Half a step: rounding to the nearest level, and nothing clipped.
         assert np.abs(stored * shaped - before).max() <= 0.5001 * scale.max()

@@ -1,0 +1,51 @@
+"""onnxruntime's CPU provider."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from deploy_tools.errors import UserError
+from deploy_tools.quantization.dynamic import dynamic_from_onnx
+from deploy_tools.runtimes import RuntimeConfig, open_session
+from deploy_tools.runtimes.onnxruntime import session_options, stored_precision
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_reach_the_session(small_onnx: Path, threads: int) -> None:
+    session: Any = open_session(small_onnx, RuntimeConfig(threads=threads))
+    options = session._session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
+    assert session._session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_fusions_can_be_switched_off() -> None:
+    level = onnxruntime.GraphOptimizationLevel
+    assert session_options(onnxruntime, 1, False).graph_optimization_level == level.ORT_DISABLE_ALL
+    assert session_options(onnxruntime, 1, True).graph_optimization_level == level.ORT_ENABLE_ALL
+
+
+def test_fusions_do_not_change_the_result(small_onnx: Path, small_inputs: Any) -> None:
+    on, off = (
+        open_session(small_onnx, RuntimeConfig(threads=1, fusions=fusions)).run(small_inputs)[0]
+        for fusions in (True, False)
+    )
+    np.testing.assert_allclose(on, off, rtol=1e-5, atol=1e-6)
+
+
+def test_precision(small_onnx: Path, tmp_path: Path) -> None:
+    assert open_session(small_onnx).precision == "fp32"
+    assert stored_precision(small_onnx) == stored_precision(small_onnx.read_bytes()) == "fp32"
+    dynamic_from_onnx(small_onnx, tmp_path / "d.onnx")
+    assert open_session(tmp_path / "d.onnx").precision == "int8+fp32"
+    assert stored_precision(tmp_path / "d.onnx") == "int8"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "int8"])
+def test_other_precisions_are_refused(small_onnx: Path, precision: str) -> None:
+    with pytest.raises(UserError, match=f"does not run {precision}"):
+        open_session(small_onnx, RuntimeConfig(precision=precision))
