@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import queue
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +32,7 @@ from deploy_tools.version import __version__
 Progress = Callable[[str, int, int], None]
 Batch = NDArray[np.float32]
 
-# Bytes of observed activations in memory at a time.
+# Bytes of observed activations in memory at a time, over all workers.
 _ACTIVATION_BYTES = 256 << 20
 _LARGEST_BATCH = 32
 
@@ -141,54 +144,91 @@ def statistics_from_images(
 
 
 class _Collector:
-    """Runs batches and hands each output to its tensor's observer, in a pool of threads."""
+    """Runs batches side by side, each on one core, and keeps one set of observers a worker.
+
+    One thread a run and several runs at a time: a run with several threads would fight the
+    observers for the cores, and its threads spin while they wait. The sets are merged at the
+    end, which is exact, so the number of workers changes nothing.
+    """
 
     def __init__(self, model: Path, names: Sequence[str], config: CalibrateConfig) -> None:
-        self._observers = {name: TensorObserver(name) for name in names}
-        self._input, self.fixed_batch = graph_input(model)
-        if self.fixed_batch not in (None, 1):
+        self._names = tuple(names)
+        self._threads = config.threads or usable_cores()
+        self._input, self._fixed_batch = graph_input(model)
+        if self._fixed_batch not in (None, 1):
             raise UserError(
-                f"{model} takes batches of exactly {self.fixed_batch} images.",
+                f"{model} takes batches of exactly {self._fixed_batch} images.",
                 "Export it again with a dynamic batch.",
             )
         outputs = [name for name in names if name != self._input]
-        threads = config.threads or usable_cores()
-        runtime = RuntimeConfig(threads=threads)
-        self._session = open_session(with_outputs(model, outputs), runtime) if outputs else None
-        self._pool = ThreadPoolExecutor(threads, "observe")
-        self._pending: list[Future[None]] = []
+        one = RuntimeConfig(threads=1)
+        self._session = open_session(with_outputs(model, outputs), one) if outputs else None
+        self._idle: queue.SimpleQueue[dict[str, TensorObserver]] = queue.SimpleQueue()
+        self._sets: list[dict[str, TensorObserver]] = []
+        self._add_worker()
 
     def observe(self, inputs: Batch) -> int:
-        """Run one batch and start observing it; returns the bytes of what is observed.
-
-        The batch before it is observed while this one runs.
-        """
-        found: dict[str, Batch] = {self._input: inputs}
+        """Run one batch and observe it; returns the bytes of what was observed."""
+        observers = self._idle.get()
+        found: list[tuple[str, Batch]] = []
         if self._session is not None:
-            found.update(zip(self._session.output_names, self._session.run(inputs), strict=True))
-        self.wait()
-        observed = [(observer, found[name]) for name, observer in self._observers.items()]
-        # Large ones first: the pool ends evenly.
-        observed.sort(key=lambda pair: -pair[1].size)
-        self._pending = [self._pool.submit(one.observe, values) for one, values in observed]
-        return sum(values.nbytes for _, values in observed)
+            found += zip(self._session.output_names, self._session.run(inputs), strict=True)
+        if self._input in observers:
+            found.append((self._input, inputs))
+        size = sum(values.nbytes for _, values in found)
+        while found:  # each array is given back as soon as it is observed
+            name, values = found.pop()
+            observers[name].observe(values)
+        self._idle.put(observers)
+        return size
 
-    def wait(self) -> None:
-        """Wait until all that was started is observed; raises what an observer raised."""
-        pending, self._pending = self._pending, []
-        for future in pending:
-            future.result()
+    def observe_all(self, source: Iterable[Batch], workers: int) -> Iterator[int]:
+        """Observe every batch, `workers` at a time; yields the number of images of each."""
+        while len(self._sets) < workers:
+            self._add_worker()
+        pool = ThreadPoolExecutor(workers, "calibrate")
+        pending: deque[tuple[int, Future[int]]] = deque()
+        try:
+            for inputs in source:
+                pending.append((len(inputs), pool.submit(self.observe, inputs)))
+                if len(pending) > workers:
+                    yield _finished(*pending.popleft())
+            while pending:
+                yield _finished(*pending.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def plan(self, bytes_per_image: int, batch: int) -> tuple[int, int]:
+        """Return (batch, workers) that keep the activations in memory under the limit.
+
+        batch: what the user asked for, 0 for what fits.
+        """
+        if self._fixed_batch is not None:
+            batch = 1
+        fits = max(1, _ACTIVATION_BYTES // max(bytes_per_image, 1))
+        workers = max(1, min(self._threads, fits // max(batch, 1)))
+        return batch or max(1, min(_LARGEST_BATCH, fits // workers)), workers
 
     def statistics(self) -> dict[str, TensorStatistics]:
-        """Return what was seen, by tensor."""
-        self.wait()
-        return {name: observer.statistics for name, observer in self._observers.items()}
+        """Return what all workers saw, by tensor."""
+        return {
+            name: reduce(TensorStatistics.merge, (one[name].statistics for one in self._sets))
+            for name in self._names
+        }
 
     def close(self) -> None:
-        """Stop the threads and give the session's memory back."""
-        self._pool.shutdown(cancel_futures=True)
+        """Give the session's memory back."""
         if self._session is not None:
             self._session.close()
+
+    def _add_worker(self) -> None:
+        self._sets.append({name: TensorObserver(name) for name in self._names})
+        self._idle.put(self._sets[-1])
+
+
+def _finished(images: int, future: Future[int]) -> int:
+    future.result()
+    return images
 
 
 def _observe_all(
@@ -200,27 +240,17 @@ def _observe_all(
     progress: Progress | None,
 ) -> None:
     """Observe the first image alone: its activations say how many fit in memory at a time."""
-    indices, done = selection.indices, 0
-    batch = 1
-    while done < len(indices):
-        part = indices[:1] if done == 0 else indices[1:]
-        for inputs in _ahead(batches(source, spec, batch, part)):
-            size = collector.observe(inputs)
-            done += len(inputs)
-            if progress:
-                progress("calibrate", done, len(indices))
-            if done == 1 and collector.fixed_batch is None:
-                fits = _ACTIVATION_BYTES // (2 * size)
-                batch = config.batch or max(1, min(_LARGEST_BATCH, fits))
-
-
-def _ahead(source: Iterator[tuple[Batch, object]]) -> Iterator[Batch]:
-    """Yield the inputs of each batch while a thread prepares the next one."""
-    with ThreadPoolExecutor(1, "decode") as pool:
-        following = pool.submit(next, source, None)
-        while (ready := following.result()) is not None:
-            following = pool.submit(next, source, None)
-            yield ready[0]
+    indices = selection.indices
+    first = next(batches(source, spec, 1, indices[:1]))[0]
+    batch, workers = collector.plan(collector.observe(first), config.batch)
+    rest = (inputs for inputs, _ in batches(source, spec, batch, indices[1:]))
+    done = 1
+    if progress:
+        progress("calibrate", done, len(indices))
+    for images in collector.observe_all(rest, workers):
+        done += images
+        if progress:
+            progress("calibrate", done, len(indices))
 
 
 def _range_of(seen: TensorStatistics, config: CalibrateConfig) -> TensorRange:

@@ -33,8 +33,9 @@ class ModelTable:
             raise UserError("[model] takes one of checkpoint, weights and random_weights.")
         if not any(given):
             raise UserError(
-                "[model] names no weights.",
-                "Set checkpoint = FILE or weights = NAME; random_weights = true only measures speed.",
+                "no weights are named.",
+                "Give --checkpoint FILE or --weights NAME (checkpoint or weights in a recipe's "
+                "[model]; random_weights = true there measures speed alone).",
             )
 
 
@@ -98,8 +99,8 @@ class VariantTable:
     precision: str
     method: str = ""
     target: str = ""
-    ranges: str = "percentile"
-    percentile: float = 99.99
+    ranges: str = "mse"
+    percentile: float = 99.999
     per_channel: bool = True
     include_conv: bool = False
     exclude: tuple[str, ...] = ()

@@ -44,14 +44,14 @@ from deploy_tools.recipe import METHODS
 @click.option(
     "--method",
     type=click.Choice(METHODS),
-    default="percentile",
+    default="mse",
     show_default=True,
     help="How ranges are chosen.",
 )
 @click.option(
     "--percentile",
     type=click.FloatRange(50, 100),
-    default=99.99,
+    default=99.999,
     show_default=True,
     help="With --method percentile.",
 )

@@ -20,12 +20,11 @@ ProgressCallback = Callable[[str, int, int], None]
 PathType = click.Path(path_type=Path)
 
 
-def out_option(default: str | None = None) -> Callable[[F], F]:
+def out_option() -> Callable[[F], F]:
     """-o/--out DIR: the artifact directory."""
     return click.option(
-        "-o", "--out", type=PathType, required=default is None, default=default,
-        show_default=default is not None, metavar="DIR", help="Folder for what is made.",
-    )  # fmt: skip
+        "-o", "--out", type=PathType, required=True, metavar="DIR", help="Folder for what is made."
+    )
 
 
 def output_options(function: F) -> F:

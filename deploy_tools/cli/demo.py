@@ -41,5 +41,5 @@ def command(out: Path, data: Path | None, as_json: bool, quiet: bool, verbose: b
       deploy-tools demo -o demo-output
     """  # fmt: skip
     recipe = Path(str(resources.files("deploy_tools") / "assets" / RECIPE))
-    changes = [f"data.root='{data.absolute()}'"] if data else []
+    changes = [f"data.root={data.absolute()}"] if data else []
     run_and_show(recipe, changes, out, (), False, as_json, quiet, verbose)

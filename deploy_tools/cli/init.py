@@ -35,7 +35,7 @@ evaluation = {{ split = "val", images = "all" }}
 precision = "int8"
 method = "static"                  # or "dynamic"
 target = "ort-cpu"                 # openvino | arm | x86-no-vnni
-ranges = "percentile"              # minmax | entropy | percentile | mse
+ranges = "mse"                     # minmax | entropy | percentile | mse
 
 [[variant]]
 precision = "int8"

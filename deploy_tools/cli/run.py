@@ -63,7 +63,7 @@ def command(
           --checkpoint resnet20-12fca82f.th
     """  # fmt: skip
     named = [("data.root", data), ("model.checkpoint", checkpoint)]
-    paths = [f"{key}='{path.absolute()}'" for key, path in named if path is not None]
+    paths = [f"{key}={path.absolute()}" for key, path in named if path is not None]
     folder = out or Path("runs") / recipe.stem
     run_and_show(recipe, [*paths, *changes], folder, force, dry_run, as_json, quiet, verbose)
 

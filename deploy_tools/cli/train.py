@@ -48,7 +48,7 @@ def command(
     from deploy_tools.models import build_model
     from deploy_tools.training.train import train_model
 
-    paths = [f"data.root='{data.absolute()}'"] if data else []
+    paths = [f"data.root={data.absolute()}"] if data else []
     loaded = load_train_recipe(recipe, [*paths, *changes])
     table = loaded.data
     source = open_source(table.source, Path(table.root) if table.root else None, table.split)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from deploy_tools.artifacts import atomic_path
@@ -34,7 +34,21 @@ def save_checkpoint(state: Mapping[str, Tensor], path: Path, metadata: Mapping[s
     """Write a state_dict as safetensors, to a temporary name first."""
     tensors = {name: value.contiguous() for name, value in state.items()}
     with atomic_path(path) as part:
-        save_file(tensors, part, metadata=dict(sorted(metadata.items())))
+        part.write_bytes(_with_sorted_metadata(save(tensors, metadata=dict(metadata))))
+
+
+def _with_sorted_metadata(data: bytes) -> bytes:
+    """Rewrite the header so that the same weights give the same bytes.
+
+    safetensors writes its metadata in an order that differs from run to run. The file is the
+    header's length (8 bytes, little-endian), the header (JSON, padded to 8 bytes), the tensors.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -66,6 +66,8 @@ def dynamic_from_onnx(
 
 def _write(proto: onnx.ModelProto, config: DynamicConfig) -> onnx.ModelProto:
     quantization = require("onnxruntime.quantization", "", "Quantizing")
+    # The writer splits a Gemm into a MatMul of this name and an Add before it looks at names.
+    excluded = [name + suffix for name in config.exclude for suffix in ("", "_MatMul")]
     ops = ["Gemm", "MatMul"] + (["Conv"] if config.include_conv else [])
     with tempfile.TemporaryDirectory() as folder, _quiet():
         out = Path(folder) / "dynamic.onnx"
@@ -76,7 +78,7 @@ def _write(proto: onnx.ModelProto, config: DynamicConfig) -> onnx.ModelProto:
             weight_type=quantization.QuantType.QUInt8
             if config.include_conv
             else quantization.QuantType.QInt8,
-            nodes_to_exclude=list(config.exclude),
+            nodes_to_exclude=excluded,
             extra_options={"MatMulConstBOnly": True},
         )
         return onnx.load(str(out))

@@ -14,7 +14,8 @@ class TrainConfig:
     validation_images: how many training images (stratified by class, drawn with `seed`) are
         held out to choose the epoch; the test split is never read by training.
     lr: peak learning rate of SGD; linear warm-up over `warmup_epochs`, then half a cosine to 0.
-    crop_padding: pixels of zero padding around the image before a random crop of its own size.
+    crop_padding: pixels of padding around the normalized image before a random crop of its own
+        size; they are zero there, which is the mean color.
     ema: decay a step of the averaged weights, which are the ones kept; 0 keeps the raw weights.
     precision: "bf16" runs the forward pass under bfloat16 autocast, "fp32" does not.
     """

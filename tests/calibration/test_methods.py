@@ -209,6 +209,18 @@ def test_affine_grid_uses_both_ends():
     assert -low < 0.5 * high
 
 
+def test_fold_is_the_density_of_absolute_values():
+    values = np.array([-3.5, -3.5, -0.25, 0.0, 0.75, 1.5, 3.5])
+    folded = fold(Density.of(seen(values)))
+    direct = Density.of(seen(np.abs(values)))
+    assert (folded.low, folded.high, folded.zeros) == (0.0, 3.5, 1)
+    for limit in (0.2, 0.5, 1.0, 2.0, 3.4, 3.6):
+        assert folded.mass_below(limit) == direct.mass_below(limit)
+    width = seen([-2.0, 2.0]).width
+    inside = fold(Density.of(seen([-2.0, -100.5 * width, 2.0])))
+    assert inside.mass_below(101 * width) - inside.mass_below(100 * width) == 1.0
+
+
 def test_clipped_share():
     statistics = seen(np.arange(1, 1001))
     assert clipped_share(statistics, (0.0, 900.0)) == pytest.approx(0.1, abs=0.002)

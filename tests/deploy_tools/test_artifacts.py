@@ -42,6 +42,14 @@ def test_atomic_path_renames_on_success(tmp_path: Path) -> None:
     assert names(target.parent) == {"file.txt"}
 
 
+def test_a_reader_of_the_old_file_never_sees_half_of_the_new_one(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    with target.open() as reader:
+        write_text(target, "new and longer")
+        assert reader.read() == "old"
+
+
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit])
 def test_atomic_path_keeps_the_old_file(tmp_path: Path, kind: type[BaseException]) -> None:
     target = tmp_path / "file.txt"

@@ -44,7 +44,9 @@ def test_missing_and_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"garbage", b"\x00" * 100, b"\x89PNG\r\n", b"<html></html>"]
+    "content",
+    [b"", b"garbage", b"\x00" * 100, b"\x89PNG\r\n", b"<html></html>"],
+    ids=["empty", "text", "zeros", "png", "html"],
 )
 def test_garbage(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(content)

@@ -153,7 +153,7 @@ def test_paths_are_relative_to_the_recipe(
         ('method = "static"', 'method = "statik"', ['"statik"', '"static"']),
         ('method = "static"', 'ranges = "mean"', ['ranges "mean" is not known']),
         ('"resnet20-cifar"', "20", ["model arch must be text, got a whole number"]),
-        ('checkpoint = "weights.safetensors"', "", ["names no weights"]),
+        ('checkpoint = "weights.safetensors"', "", ["no weights are named"]),
         ("checkpoint =", 'weights = "DEFAULT"\ncheckpoint =', ["takes one of"]),
         ('arch = "resnet20-cifar"', "", ["lacks arch"]),
         ('source = "fashion-mnist"', "", ["lacks source"]),

@@ -55,6 +55,8 @@ def test_the_metadata_is_kept(demo_onnx: Path, tmp_path: Path) -> None:
         for path in (demo_onnx, tmp_path / "d.onnx")
     )
     assert before["deploy_tools.input_spec"]
+    assert after.pop("deploy_tools.precision") == "int8"
+    before.pop("deploy_tools.precision")
     assert before.items() <= after.items()
 
 
@@ -86,6 +88,7 @@ def test_exclude(tmp_path: Path) -> None:
     model = saved(two_gemms(), tmp_path / "m.onnx")
     summary = dynamic_from_onnx(model, tmp_path / "d.onnx", DynamicConfig(exclude=("a",)))
     assert [layer.layer for layer in summary.layers if layer.quantized] == ["b"]
+    assert kinds(tmp_path / "d.onnx")["MatMulInteger"] == 1
     with pytest.raises(UserError, match='no node is named "aa"'):
         dynamic_from_onnx(model, tmp_path / "d.onnx", DynamicConfig(exclude=("aa",)))
 

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx_samples import saved
 
 from deploy_tools.errors import UserError
 from deploy_tools.quantization.dynamic import dynamic_from_onnx
 from deploy_tools.runtimes import RuntimeConfig, open_session
-from deploy_tools.runtimes.onnxruntime import session_options, stored_precision
+from deploy_tools.runtimes.onnxruntime import session_options
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -39,10 +41,18 @@ def test_fusions_do_not_change_the_result(small_onnx: Path, small_inputs: Any) -
 
 def test_precision(small_onnx: Path, tmp_path: Path) -> None:
     assert open_session(small_onnx).precision == "fp32"
-    assert stored_precision(small_onnx) == stored_precision(small_onnx.read_bytes()) == "fp32"
     dynamic_from_onnx(small_onnx, tmp_path / "d.onnx")
     assert open_session(tmp_path / "d.onnx").precision == "int8+fp32"
-    assert stored_precision(tmp_path / "d.onnx") == "int8"
+    told = open_session((tmp_path / "d.onnx").read_bytes())
+    assert told.precision == "int8+fp32"
+
+
+def test_precision_of_a_file_that_does_not_say_it(small_onnx: Path, tmp_path: Path) -> None:
+    dynamic_from_onnx(small_onnx, tmp_path / "d.onnx")
+    proto = onnx.load(str(tmp_path / "d.onnx"))
+    del proto.metadata_props[:]
+    assert open_session(proto.SerializeToString()).precision == "int8+fp32"
+    assert open_session(saved(proto, tmp_path / "bare.onnx")).precision == "int8+fp32"
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "int8"])

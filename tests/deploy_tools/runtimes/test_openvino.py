@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
+from onnx_samples import saved
 
 from deploy_tools.data.source import batches
 from deploy_tools.errors import MissingDependencyError, UserError
@@ -95,9 +97,26 @@ def test_a_quantized_file_says_what_the_rest_runs_in(
     assert relative(session.run(images)[0], expected) < 0.05
 
 
-def test_no_node_falls_back_in_silence(small_onnx: Path, tmp_path: Path) -> None:
+def test_a_node_that_openvino_cannot_run_does_not_fall_back_in_silence(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_ep_openvino")
+    graph = helper.make_graph(
+        [helper.make_node("Det", ["input"], ["logits"])],
+        "determinant",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 1, 4, 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 1])],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = saved(proto, tmp_path / "m.onnx")
+    open_session(model)
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
+        open_session(model, RuntimeConfig("openvino", 1))
+    assert str(model) in caught.value.message
+
+
+def test_a_dynamically_quantized_file(small_onnx: Path, small_inputs: Any, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime_ep_openvino")
     dynamic_from_onnx(small_onnx, tmp_path / "d.onnx")
-    with pytest.raises(UserError, match="cannot be loaded") as caught:
-        open_session(tmp_path / "d.onnx", RuntimeConfig("openvino", 1))
-    assert str(tmp_path / "d.onnx") in caught.value.message
+    session = open_session(tmp_path / "d.onnx", RuntimeConfig("openvino", 1, "fp32"))
+    assert session.precision == "int8+fp32"
+    expected = open_session(tmp_path / "d.onnx").run(small_inputs)[0]
+    assert relative(session.run(small_inputs)[0], expected) < 0.05
