@@ -47,8 +47,8 @@ class CalibrateConfig:
     threads: 0 takes every core this process may use.
     """
 
-    method: str = "percentile"
-    percentile: float = 99.99
+    method: str = "mse"
+    percentile: float = 99.999
     batch: int = 0
     threads: int = 0
 
@@ -170,17 +170,19 @@ class _Collector:
     def observe(self, inputs: Batch) -> int:
         """Run one batch and observe it; returns the bytes of what was observed."""
         observers = self._idle.get()
-        found: list[tuple[str, Batch]] = []
-        if self._session is not None:
-            found += zip(self._session.output_names, self._session.run(inputs), strict=True)
-        if self._input in observers:
-            found.append((self._input, inputs))
-        size = sum(values.nbytes for _, values in found)
-        while found:  # each array is given back as soon as it is observed
-            name, values = found.pop()
-            observers[name].observe(values)
-        self._idle.put(observers)
-        return size
+        try:
+            found: list[tuple[str, Batch]] = []
+            if self._session is not None:
+                found += zip(self._session.output_names, self._session.run(inputs), strict=True)
+            if self._input in observers:
+                found.append((self._input, inputs))
+            size = sum(values.nbytes for _, values in found)
+            while found:  # each array is given back as soon as it is observed
+                name, values = found.pop()
+                observers[name].observe(values)
+            return size
+        finally:  # on an error too: another worker may be waiting for this set
+            self._idle.put(observers)
 
     def observe_all(self, source: Iterable[Batch], workers: int) -> Iterator[int]:
         """Observe every batch, `workers` at a time; yields the number of images of each."""

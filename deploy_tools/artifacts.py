@@ -20,7 +20,7 @@ from deploy_tools.version import __version__
 
 MANIFEST = "manifest.json"
 _SCHEMA = 1
-_PART = re.compile(r"\..+\.\d+\.part")
+_PART = re.compile(r"\..+\.(?P<pid>\d+)\.part")
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -220,10 +220,25 @@ class ArtifactDirectory:
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed run left half-written; the lock says that nobody is writing."""
-        for path in self.root.rglob(".*.part"):
-            if _PART.fullmatch(path.name) and path.is_file():
-                with contextlib.suppress(OSError):
-                    path.unlink()
+        for folder in ("", "calibration", "predictions", "samples", "memory"):
+            for path in (self.root / folder).glob(".*.part"):
+                found = _PART.fullmatch(path.name)
+                if found and path.is_file() and not _is_running(int(found["pid"])):
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+
+
+def _is_running(pid: int) -> bool:
+    """Whether another live process has this number: then the file may be its own."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def stage_key(stage: str, settings: Mapping[str, Any], parents: Mapping[str, str]) -> str:

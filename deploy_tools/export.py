@@ -22,7 +22,7 @@ from torch import nn
 
 from deploy_tools.artifacts import atomic_path
 from deploy_tools.data.spec import METADATA_KEY, InputSpec
-from deploy_tools.errors import UserError
+from deploy_tools.errors import UserError, require
 from deploy_tools.onnx_names import name_after_weights
 from deploy_tools.runtimes import open_session
 from deploy_tools.runtimes.onnxruntime import PRECISION_KEY
@@ -71,8 +71,10 @@ def onnx_from_module(
     """Export `module` (eval mode, on the CPU) to `path` with a dynamic batch.
 
     The file is checked by onnx.checker and against the module at batch sizes other than the
-    traced one before it gets its name. Raises UserError where the module cannot be exported.
+    traced one before it gets its name. Raises UserError where the module cannot be exported and
+    MissingDependencyError where onnxscript, which torch's exporter needs, is not installed.
     """
+    require("onnxscript", "torch", "export")
     config = config or ExportConfig()
     module = module.eval()
     proto = _exported(module, spec, config)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -15,12 +16,14 @@ from deploy_tools.errors import UserError, nearest
 def load_onnx(path: Path) -> onnx.ModelProto:
     """Load and check an image classifier: one image input, at least one output.
 
-    Raises UserError where the file is missing, is not ONNX, or is not valid.
+    Raises UserError where the file is missing, is not ONNX, is not valid, or keeps weights in
+    other files: no hash of ours would see those, and they may lie anywhere on the machine.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist.")
     try:
-        proto = onnx.load(str(path))
+        proto = onnx.load(str(path), load_external_data=False)
+        _refuse_external_data(proto, path)
         onnx.checker.check_model(proto)
     except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
@@ -50,16 +53,21 @@ def require_dynamic_batch(proto: onnx.ModelProto, path: Path) -> None:
 
 def input_spec_of(proto: onnx.ModelProto, path: Path) -> InputSpec:
     """Return the input spec in the file's metadata; UserError where there is none."""
-    try:
-        spec = InputSpec.from_metadata({prop.key: prop.value for prop in proto.metadata_props})
-    except (UserError, ValueError, RecursionError) as error:
-        raise UserError(f"the input spec in {path} is damaged: {error}") from error
+    spec = known_input_spec(proto, path)
     if spec is None:
         raise UserError(
             f"{path} does not say how its input is made (no input spec in its metadata).",
-            "Export it with deploy-tools, or give the [input] table in a recipe.",
+            "Export it from its checkpoint: deploy-tools export writes one.",
         )
     return spec
+
+
+def known_input_spec(proto: onnx.ModelProto, path: Path) -> InputSpec | None:
+    """Return the input spec in the file's metadata, or None; UserError where it is damaged."""
+    try:
+        return InputSpec.from_metadata({prop.key: prop.value for prop in proto.metadata_props})
+    except UserError as error:
+        raise UserError(f"the input spec in {path} is damaged: {error}") from error
 
 
 def require_nodes(proto: onnx.ModelProto, names: Iterable[str]) -> None:
@@ -70,7 +78,36 @@ def require_nodes(proto: onnx.ModelProto, names: Iterable[str]) -> None:
             raise UserError(f'no node is named "{name}".', nearest(name, known))
 
 
-def class_count(proto: onnx.ModelProto) -> int | None:
-    """Return the size of the first output's last axis where the file says it."""
-    dims = proto.graph.output[0].type.tensor_type.shape.dim
-    return int(dims[-1].dim_value) if len(dims) == 2 and dims[-1].dim_value else None
+def _refuse_external_data(proto: onnx.ModelProto, path: Path) -> None:
+    training = [(info.initialization, info.algorithm) for info in proto.training_info]
+    graphs = [proto.graph, *itertools.chain(*training)]
+    tensors = [tensor for graph in graphs for tensor in _tensors(graph)]
+    tensors += [tensor for function in proto.functions for tensor in _constants(function.node)]
+    for tensor in tensors:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise UserError(
+                f'{path} keeps weights in another file ("{tensor.name}" is external data).',
+                f'Save it as one file: onnx.save(onnx.load("{path}"), "{path}").',
+            )
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor that a graph holds, those of its nodes and their subgraphs included."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield sparse.values
+        yield sparse.indices
+    yield from _constants(graph.node)
+
+
+def _constants(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield attribute.t
+        yield from attribute.tensors
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield sparse.values
+            yield sparse.indices
+        if attribute.HasField("g"):
+            yield from _tensors(attribute.g)
+        for graph in attribute.graphs:
+            yield from _tensors(graph)

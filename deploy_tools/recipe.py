@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from deploy_tools.errors import UserError, nearest
-from deploy_tools.tables import from_table, read_toml
+from deploy_tools.tables import from_table, read_toml, to_toml
 from deploy_tools.training.config import TrainConfig
 
 METHODS = ("minmax", "entropy", "percentile", "mse")
 PRECISIONS = ("int8", "bf16", "fp32")
 SCENARIOS = ("single-stream", "offline")
+CHOICES = ("stratified", "random", "list")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_RESERVED = ("fp32", "fused")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class ModelTable:
                 "Give --checkpoint FILE or --weights NAME (checkpoint or weights in a recipe's "
                 "[model]; random_weights = true there measures speed alone).",
             )
+        if self.num_classes is not None and self.num_classes < 1:
+            raise UserError(f"[model] num_classes must be at least 1, got {self.num_classes}.")
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,14 @@ class CalibrationTable:
     choose: str = "stratified"
     seed: int = 0
     list: str = ""
+
+    def __post_init__(self) -> None:
+        where = "[data] calibration"
+        _one_of(f"{where} choose", self.choose, CHOICES)
+        if self.images < 1 or self.seed < 0:
+            raise UserError(f"{where} needs images >= 1 and seed >= 0.")
+        if (self.choose == "list") != bool(self.list):
+            raise UserError(f'{where} choose = "list" and a list of image ids belong together.')
 
 
 @dataclass(frozen=True)
@@ -99,10 +113,10 @@ class VariantTable:
     precision: str
     method: str = ""
     target: str = ""
-    ranges: str = "mse"
-    percentile: float = 99.999
-    per_channel: bool = True
-    include_conv: bool = False
+    ranges: str | None = None
+    percentile: float | None = None
+    per_channel: bool | None = None
+    include_conv: bool | None = None
     exclude: tuple[str, ...] = ()
     id: str = ""
 
@@ -113,9 +127,36 @@ class VariantTable:
                 f"Known: {', '.join(PRECISIONS)}.",
             )
         _one_of("[[variant]] precision", self.precision, PRECISIONS)
-        _one_of("[[variant]] ranges", self.ranges, METHODS)
         if self.precision == "int8":
             _one_of("[[variant]] method", self.method, ("static", "dynamic"))
+        elif self.method:
+            raise UserError(f"a {self.precision} variant has no method.", "Leave method out.")
+        if self.ranges is not None:
+            _one_of("[[variant]] ranges", self.ranges, METHODS)
+        if self.id and (not _ID.fullmatch(self.id) or self.id in _RESERVED):
+            raise UserError(
+                f'[[variant]] id "{self.id}" cannot name files.',
+                "Use letters, digits, dots, dashes and underscores; not fp32 or fused.",
+            )
+        self._refuse_what_does_not_apply()
+
+    def _refuse_what_does_not_apply(self) -> None:
+        kind = self.method or "float"
+        takes = {
+            "static": ("ranges", "percentile", "per_channel", "exclude"),
+            "dynamic": ("include_conv", "exclude"),
+            "float": (),
+        }[kind]
+        for key in ("ranges", "percentile", "per_channel", "include_conv", "exclude"):
+            if getattr(self, key) not in (None, ()) and key not in takes:
+                raise UserError(
+                    f"[[variant]] {key} means nothing for a {kind} variant.",
+                    f"It takes: {', '.join(takes) or 'none of these keys'}.",
+                )
+        if self.percentile is not None and self.ranges != "percentile":
+            raise UserError('[[variant]] percentile needs ranges = "percentile".')
+        if self.percentile is not None and not 50 < self.percentile <= 100:
+            raise UserError("[[variant]] percentile must lie above 50 and at most at 100.")
 
 
 @dataclass(frozen=True)
@@ -134,6 +175,10 @@ class SpeedTable:
     def __post_init__(self) -> None:
         for scenario in self.scenarios:
             _one_of("[speed] scenarios", scenario, SCENARIOS)
+        if len(set(self.scenarios)) != len(self.scenarios):
+            raise UserError("[speed] scenarios names one twice.")
+        if self.seconds > 3600:
+            raise UserError("[speed] seconds is the length of one slot: at most 3600.")
         if self.batch < 1 or self.rounds < 3 or self.seconds <= 0 or self.threads < 0:
             raise UserError("[speed] needs batch >= 1, rounds >= 3, seconds > 0 and threads >= 0.")
 
@@ -143,6 +188,10 @@ class BudgetTable:
     """[budget]: the accuracy drop, in percentage points, above which `run` ends with exit 4."""
 
     max_drop_pp: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_drop_pp is not None and self.max_drop_pp < 0:
+            raise UserError("[budget] max_drop_pp must not be negative.")
 
 
 @dataclass(frozen=True)
@@ -203,10 +252,16 @@ def load_train_recipe(path: Path, changes: Sequence[str] = ()) -> TrainRecipe:
     return replace(recipe, data=replace(recipe.data, root=_beside(path.parent, recipe.data.root)))
 
 
-def lock_text(path: Path, changes: Sequence[str]) -> str:
-    """Return the recipe as it was run: its text, below the changes as comments."""
-    head = "".join(f"# --set {change}\n" for change in changes)
-    return head + path.read_text("utf-8")
+def lock_text(recipe: Recipe | TrainRecipe) -> str:
+    """Return the recipe as it was run, every value spelled out and every path absolute, as TOML."""
+    values = asdict(recipe)
+    for table, key in (("model", "checkpoint"), ("data", "root")):
+        if values[table].get(key):
+            values[table][key] = str(Path(values[table][key]).absolute())
+    calibration = values["data"].get("calibration")
+    if calibration and calibration["list"]:
+        calibration["list"] = str(Path(calibration["list"]).absolute())
+    return to_toml(values)
 
 
 def _beside(folder: Path, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import tomllib
 import types
@@ -132,3 +133,44 @@ def _kind(value: object) -> str:
         list: "a list",
     }
     return kinds.get(type(value), "a table" if isinstance(value, Mapping) else type(value).__name__)
+
+
+def to_toml(table: Mapping[str, Any]) -> str:
+    """Write nested dicts, lists and scalars as TOML that `read_toml` reads back; None is left out.
+
+    Dicts directly inside the top level become [tables], lists of dicts [[tables]], deeper dicts
+    inline tables.
+    """
+    tables = {k: v for k, v in table.items() if isinstance(v, Mapping)}
+    lists = {k: v for k, v in table.items() if _is_table_list(v)}
+    lines = _toml_lines({k: v for k, v in table.items() if k not in tables and k not in lists})
+    for name, value in tables.items():
+        lines += ["", f"[{name}]", *_toml_lines(value)]
+    for name, values in lists.items():
+        for value in values:
+            lines += ["", f"[[{name}]]", *_toml_lines(value)]
+    return "\n".join(lines).strip() + "\n"
+
+
+def _is_table_list(value: object) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) > 0
+        and all(isinstance(item, Mapping) for item in value)
+    )
+
+
+def _toml_lines(table: Mapping[str, Any]) -> list[str]:
+    return [f"{key} = {_toml_value(value)}" for key, value in table.items() if value is not None]
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(_toml_lines(value))} }}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_toml_value(item) for item in value)}]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    return json.dumps(str(value)).replace("\x7f", "\\u007f")

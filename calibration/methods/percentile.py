@@ -12,7 +12,7 @@ import numpy as np
 
 from calibration.methods.density import Density, Side
 
-SETTINGS: Mapping[str, float] = {"percentile": 99.99}
+SETTINGS: Mapping[str, float] = {"percentile": 99.999}
 
 
 def choose_range(density: Density, grid: str, settings: Mapping[str, float]) -> Side:

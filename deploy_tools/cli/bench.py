@@ -23,6 +23,7 @@ from deploy_tools.onnx_files import input_spec_of, load_onnx, require_dynamic_ba
 from deploy_tools.runtimes import RUNTIMES, RuntimeConfig, Session, open_session
 
 _PROVIDER = click.option("--provider", type=click.Choice(list(RUNTIMES)), default="onnxruntime", show_default=True, help="Runtime for all the files.")  # fmt: skip
+_PRECISION = click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Of files, and parts of files, that are not quantized.")  # fmt: skip
 _THREADS = click.option("--threads", type=click.IntRange(0), default=0, help="0 takes every core.")
 
 
@@ -36,6 +37,7 @@ def command() -> None:
 @data_options("test")
 @click.option("--images", type=click.IntRange(1), help="Only so many, stratified by class.")
 @_PROVIDER
+@_PRECISION
 @_THREADS
 @output_options
 def accuracy(
@@ -45,6 +47,7 @@ def accuracy(
     split: str,
     images: int | None,
     provider: str,
+    precision: str,
     threads: int,
     as_json: bool,
     quiet: bool,
@@ -63,12 +66,13 @@ def accuracy(
     loaded = open_source(source, data, split)
     if images is not None:
         loaded = SubsetSource(loaded, stratified_choice(loaded.labels, images, 0).tolist(), split)
-    found = []
+    found, runs_in = [], {}
     with progress_bar(quiet) as progress:
         for model in models:
             proto = load_onnx(model)
             require_dynamic_batch(proto, model)
-            session = open_session(model, RuntimeConfig(provider, threads))
+            session = open_session(model, RuntimeConfig(provider, threads, precision))
+            runs_in[str(model)] = session.precision
             say_session(model, session, verbose)
             spec = input_spec_of(proto, model)
             found.append(predictions_from_images(session, loaded, spec, progress=progress))
@@ -78,11 +82,14 @@ def accuracy(
     }
     if as_json:
         print_json(
-            {"baseline": str(models[0]), "models": {k: v.to_dict() for k, v in rows.items()}}
+            {
+                "baseline": str(models[0]),
+                "models": {k: v.to_dict() | {"runs_in": runs_in[k]} for k, v in rows.items()},
+            }
         )
         return
     for model_name, result in rows.items():
-        click.echo(f"{model_name}: {result}")
+        click.echo(f"{model_name} ({provider} {runs_in[model_name]}): {result}")
 
 
 @command.command("speed")
@@ -109,6 +116,7 @@ def accuracy(
 )
 @data_options("test")
 @_PROVIDER
+@_PRECISION
 @_THREADS
 @output_options
 def speed(
@@ -121,6 +129,7 @@ def speed(
     data: Path | None,
     split: str,
     provider: str,
+    precision: str,
     threads: int,
     as_json: bool,
     quiet: bool,
@@ -139,7 +148,7 @@ def speed(
     sessions: dict[str, Session] = {}
     for model in models:
         require_dynamic_batch(load_onnx(model), model)
-        sessions[str(model)] = open_session(model, RuntimeConfig(provider, threads))
+        sessions[str(model)] = open_session(model, RuntimeConfig(provider, threads, precision))
         say_session(model, sessions[str(model)], verbose)
     spec = input_spec_of(load_onnx(models[0]), models[0])
     loaded = open_source(source, data, split)
@@ -154,14 +163,26 @@ def speed(
         print_json(
             {
                 "baseline": str(models[0]),
-                "runs": [{"model": r.variant, **r.to_dict()} for r in runs],
+                "runs": [
+                    {"model": r.variant, "runs_in": sessions[r.variant].precision, **r.to_dict()}
+                    for r in runs
+                ],
             }
         )
         return
-    headers = ["model", "scenario", "batch", "p50 ms", "p99 ms", "images/s", "speedup [95 %]"]
+    headers = [
+        "model",
+        "runs in",
+        "scenario",
+        "batch",
+        "p50 ms",
+        "p99 ms",
+        "images/s",
+        "speedup [95 %]",
+    ]
     rows = [
         [
-            run.variant, run.scenario, str(run.batch), f"{run.latency_ms['p50'].estimate:.2f}",
+            run.variant, sessions[run.variant].precision, run.scenario, str(run.batch), f"{run.latency_ms['p50'].estimate:.2f}",
             f"{run.latency_ms['p99'].estimate:.2f}", f"{run.images_per_s.estimate:.0f}",
             f"{run.speedup.estimate:.2f} [{run.speedup.low:.2f}, {run.speedup.high:.2f}]",
         ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from deploy_tools.artifacts import sha256_of_file
 from deploy_tools.cli.common import (
@@ -16,8 +18,13 @@ from deploy_tools.cli.common import (
     progress_bar,
 )  # fmt: skip
 from deploy_tools.data import open_source
+from deploy_tools.errors import ArtifactError
 from deploy_tools.onnx_files import input_spec_of, load_onnx, require_dynamic_batch
 from deploy_tools.recipe import METHODS
+
+if TYPE_CHECKING:
+    from calibration.identity import StatisticsIdentity
+    from calibration.statistics import Statistics
 
 
 @click.command("calibrate")
@@ -88,9 +95,10 @@ def command(
     from calibration import collect
     from calibration.identity import StatisticsIdentity
     from calibration.select import SelectConfig, select_images
-    from calibration.statistics import FILE, Statistics
+    from calibration.statistics import FILE
     from deploy_tools.quantization.static import activation_tensors
 
+    _refuse_idle_options(choose, method)
     proto = load_onnx(model)
     require_dynamic_batch(proto, model)
     spec = input_spec_of(proto, model)
@@ -101,8 +109,8 @@ def command(
     folder = out / "calibration"
     statistics_path = folder / FILE
     identity = StatisticsIdentity.of(sha256_of_file(model), selection.content_hash, spec, tensors)
-    statistics = Statistics.load(statistics_path) if statistics_path.is_file() else None
-    if statistics is None or statistics.identity != identity:
+    statistics = _kept_statistics(statistics_path, identity)
+    if statistics is None:
         with progress_bar(quiet) as progress:
             statistics = collect.statistics_from_images(
                 model, tensors, images_source, selection, spec, config, progress
@@ -116,3 +124,29 @@ def command(
         return
     click.echo(table if verbose else f"{len(table.tensors)} ranges, {method}, {selection}")
     click.echo(f"{folder / 'ranges.json'} written.")
+
+
+def _kept_statistics(path: Path, identity: StatisticsIdentity) -> Statistics | None:
+    """Return the statistics of an earlier call where they fit; a damaged file is made again."""
+    from calibration.statistics import Statistics
+
+    try:
+        found = Statistics.load(path)
+    except ArtifactError:
+        return None
+    return found if found.identity == identity else None
+
+
+def _refuse_idle_options(choose: str, method: str) -> None:
+    """Refuse an option that the others leave without effect: its user expects one."""
+    context = click.get_current_context()
+    drawn = "--choose stratified or --choose random"
+    for name, used, needed in (
+        ("percentile", method == "percentile", "--method percentile"),
+        ("images", choose != "list", drawn),
+        ("seed", choose != "list", drawn),
+        ("list_file", choose == "list", "--choose list"),
+    ):
+        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE and not used:
+            option = name.removesuffix("_file")
+            raise click.UsageError(f"--{option} has no effect here: it goes with {needed}.")

@@ -58,7 +58,6 @@ def command(
         FUSED: "true", "arch": arch, "input_spec": loaded.spec.to_json(),
         "num_classes": str(loaded.classes),
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
     save_checkpoint(module.state_dict(), out / "fused.safetensors", metadata)
     if as_json:
         print_json({"file": str(out / "fused.safetensors"), **asdict(report)})

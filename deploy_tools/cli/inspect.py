@@ -8,8 +8,7 @@ from pathlib import Path
 import click
 
 from deploy_tools.cli.common import PathType, output_options, print_json
-from deploy_tools.data.spec import InputSpec
-from deploy_tools.onnx_files import load_onnx, real_inputs
+from deploy_tools.onnx_files import known_input_spec, load_onnx, real_inputs
 from deploy_tools.quantization.summary import describe_quantization
 
 
@@ -37,7 +36,7 @@ def command(file: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
     proto = load_onnx(file)
     summary = describe_quantization(proto)
     operators = Counter(node.op_type for node in proto.graph.node)
-    spec = InputSpec.from_metadata({p.key: p.value for p in proto.metadata_props})
+    spec = known_input_spec(proto, file)
     shape = [d.dim_param or d.dim_value for d in real_inputs(proto)[0].type.tensor_type.shape.dim]
     opset = max(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     if as_json:

@@ -11,7 +11,7 @@ from deploy_tools.cli.common import PathType, output_options, print_json
 from deploy_tools.cli.show import say_session
 from deploy_tools.data.files import decode_image
 from deploy_tools.data.preprocess import preprocess
-from deploy_tools.onnx_files import input_spec_of, load_onnx
+from deploy_tools.onnx_files import input_spec_of, load_onnx, require_dynamic_batch
 from deploy_tools.runtimes import RUNTIMES, RuntimeConfig, open_session
 
 
@@ -48,12 +48,16 @@ def command(
     Example:
       deploy-tools predict out/int8-static-ort.onnx photo.jpg
     """  # fmt: skip
-    spec = input_spec_of(load_onnx(file), file)
+    proto = load_onnx(file)
+    require_dynamic_batch(proto, file)
+    spec = input_spec_of(proto, file)
     session = open_session(file, RuntimeConfig(provider, threads))
     say_session(file, session, verbose)
+    names = session.output_names
+    output = names.index(spec.output_name) if spec.output_name in names else 0
     for image in images:
         inputs = preprocess(decode_image(image), spec, str(image))[None]
-        logits = session.run(inputs)[0][0].astype(np.float64)
+        logits = session.run(inputs)[output][0].astype(np.float64)
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
         best = np.argsort(-logits, kind="stable")[:top]

@@ -10,7 +10,7 @@ from deploy_tools.cli.common import PathType, command_line, output_options, prin
 from deploy_tools.cli.show import print_artifacts, print_report
 from deploy_tools.errors import BudgetError, PartialError
 from deploy_tools.pipeline import RunResult, run_recipe
-from deploy_tools.recipe import load_recipe, lock_text
+from deploy_tools.recipe import load_recipe
 
 
 @click.command("run")
@@ -81,9 +81,7 @@ def run_and_show(
     """Run a recipe, print its table, and raise what its outcome asks for."""
     loaded = load_recipe(recipe, changes)
     with progress_bar(quiet) as progress:
-        result = run_recipe(
-            loaded, out, command_line(), progress, force, dry, lock_text(recipe, changes)
-        )
+        result = run_recipe(loaded, out, command_line(), progress, force, dry)
     if dry:
         print_artifacts(result, as_json)
         return

@@ -10,6 +10,8 @@ import click
 from deploy_tools.artifacts import package_versions, write_json, write_text
 from deploy_tools.cli.common import PathType, out_option, output_options, print_json, progress_bar
 from deploy_tools.data import fashion_mnist, open_source
+from deploy_tools.data.check import check_classes
+from deploy_tools.data.source import ImageSource
 from deploy_tools.data.spec import InputSpec
 from deploy_tools.errors import UserError, require
 from deploy_tools.recipe import TrainRecipe, load_train_recipe, lock_text
@@ -26,47 +28,57 @@ from deploy_tools.recipe import TrainRecipe, load_train_recipe, lock_text
     metavar="KEY=VALUE",
     help="Replace a value of the recipe, such as train.epochs=10.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace a finished training in the folder.")
 @output_options
 def command(
     recipe: Path,
     out: Path,
     data: Path | None,
     changes: tuple[str, ...],
+    overwrite: bool,
     as_json: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
     """Train from scratch as RECIPE says; keep the epoch that is best on held-out images.
 
-    Writes checkpoint.safetensors, train-log.jsonl and train.json. The test split is not read.
+    Writes checkpoint.safetensors, train-log.jsonl and, at the end, train.json. The test split
+    is not read.
 
     \b
     Example:
-      deploy-tools train recipes/train-resnet20-fashion-mnist.toml -o trained
+      deploy-tools train train-resnet20-fashion-mnist.toml -o trained
     """  # fmt: skip
     torch = require("torch", "torch", "Training")
     from deploy_tools.models import build_model
     from deploy_tools.training.train import train_model
 
+    finished = out / "train.json"
+    if finished.exists() and not overwrite:
+        raise UserError(
+            f"{out} holds a finished training.", "Choose another folder, or give --overwrite."
+        )
     paths = [f"data.root={data.absolute()}"] if data else []
     loaded = load_train_recipe(recipe, [*paths, *changes])
     table = loaded.data
     source = open_source(table.source, Path(table.root) if table.root else None, table.split)
-    spec = _spec(loaded, source.classes)
+    count = _class_count(loaded, source)
+    spec = _spec(loaded, source.classes, count)
     torch.manual_seed(loaded.train.seed)
-    count = loaded.model.num_classes or len(source.classes)
     module = build_model(loaded.model.arch, count, spec.channels).module
     metadata = {
         "arch": loaded.model.arch, "num_classes": str(count), "input_spec": spec.to_json(),
     }  # fmt: skip
+    if finished.exists():
+        finished.unlink()  # it must never stand beside the weights of another training
     with progress_bar(quiet) as progress:
         trained = train_model(module, source, spec, loaded.train, out, metadata, progress)
-    write_text(out / "recipe.lock.toml", lock_text(recipe, changes))
+    write_text(out / "recipe.lock.toml", lock_text(loaded))
     record = {
         "best": asdict(trained.best), "train": asdict(loaded.train),
         "epochs_run": len(trained.epochs), "versions": package_versions(),
     }  # fmt: skip
-    write_json(out / "train.json", record)
+    write_json(finished, record)
     if as_json:
         print_json(record)
         return
@@ -80,7 +92,20 @@ def command(
     )
 
 
-def _spec(loaded: TrainRecipe, classes: tuple[str, ...]) -> InputSpec:
+def _class_count(loaded: TrainRecipe, source: ImageSource) -> int:
+    count = len(source.classes) if loaded.model.num_classes is None else loaded.model.num_classes
+    if not count:
+        raise UserError(
+            "nothing says how many classes there are.", "Set [model] num_classes in the recipe."
+        )
+    try:
+        check_classes(source, count)
+    except UserError as error:
+        raise UserError(error.message, "Correct [model] num_classes, or [data].") from error
+    return count
+
+
+def _spec(loaded: TrainRecipe, classes: tuple[str, ...], count: int) -> InputSpec:
     known = fashion_mnist.SPEC.to_dict() if loaded.data.source == "fashion-mnist" else {}
     values = known | loaded.input.given()
     if not {"size", "mean", "std"} <= set(values):
@@ -88,4 +113,10 @@ def _spec(loaded: TrainRecipe, classes: tuple[str, ...]) -> InputSpec:
             "nothing says how the model's input is made.",
             "Give an [input] table with size, mean and std in the recipe.",
         )
-    return InputSpec.from_dict(values).with_labels(classes)
+    labels = loaded.input.labels
+    if labels is not None and len(labels) != count:
+        raise UserError(
+            f"[input] labels names {len(labels)} classes and the model has {count}.",
+            "Name every class, in the order of the data's labels, or leave labels out.",
+        )
+    return InputSpec.from_dict(values).with_labels(classes if labels is None else labels)

@@ -42,6 +42,21 @@ _FILES = {
     "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
+# Of the decompressed files: Debian's package compresses the same bytes anew.
+_SHA256 = {
+    "train-images-idx3-ubyte.gz": (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
+    ),
+    "train-labels-idx1-ubyte.gz": (
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
+    ),
+    "t10k-images-idx3-ubyte.gz": (
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
+    ),
+    "t10k-labels-idx1-ubyte.gz": (
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
+    ),
+}
 _PREFIX = {"train": "train", "test": "t10k"}
 
 
@@ -85,17 +100,16 @@ def find_folder(root: Path | None = None, download: bool = True) -> Path:
 
 
 def load(split: str, root: Path | None = None) -> ArraySource:
-    """Return the "train" (60,000) or "test" (10,000) split."""
+    """Return the "train" (60,000) or "test" (10,000) split.
+
+    Raises UserError where a file is not byte for byte the published one: plain MNIST, for one,
+    has the same names, sizes and labels.
+    """
     if split not in _PREFIX:
         raise UserError(f'fashion-mnist has no split "{split}".', 'Use "train" or "test".')
     folder = find_folder(root)
     images = _read_idx(folder / f"{_PREFIX[split]}-images-idx3-ubyte.gz", 3)
     labels = _read_idx(folder / f"{_PREFIX[split]}-labels-idx1-ubyte.gz", 1)
-    if len(images) != len(labels):
-        raise UserError(
-            f"{folder} is damaged: {len(images)} images and {len(labels)} labels.",
-            "Remove it and fetch the data again.",
-        )
     return ArraySource("fashion-mnist", split, images, labels, CLASSES)
 
 
@@ -127,14 +141,16 @@ def _download(folder: Path) -> None:
 
 
 def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Read an IDX file of unsigned bytes (http://yann.lecun.com/exdb/mnist, "file formats")."""
+    """Read an IDX file of unsigned bytes (http://yann.lecun.com/exdb/mnist, "file formats").
+
+    Once its sum is right, so is its shape.
+    """
+    again = "Remove it and fetch the data again."
     try:
         data = gzip.decompress(path.read_bytes())
-        magic, *shape = struct.unpack(f">{1 + dimensions}I", data[: 4 + 4 * dimensions])
-        if magic != 0x0800 + dimensions:
-            raise ValueError(f"magic number {magic:#x}")
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise UserError(
-            f"{path} is damaged: {error}.", "Remove it and fetch the data again."
-        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is damaged: {error}.", again) from error
+    if hashlib.sha256(data).hexdigest() != _SHA256[path.name]:
+        raise UserError(f"{path} is not Fashion-MNIST (or is damaged).", again)
+    shape = struct.unpack_from(f">{dimensions}I", data, offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)

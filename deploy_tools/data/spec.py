@@ -7,6 +7,7 @@ It is written into the ONNX metadata and the manifest, and every later stage
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -27,6 +28,7 @@ class InputSpec:
         None leaves the image as it is.
     crop: "center" cuts `size` out of the middle, "none" demands the exact size.
     labels: class names in the order of the logits; empty where unknown.
+    Raises UserError where a value is not one of these.
     """
 
     size: tuple[int, int]
@@ -42,8 +44,18 @@ class InputSpec:
     labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise UserError(f"input size must be [height, width], got {list(self.size)}.")
+        if not _is_pair(self.size):
+            raise UserError(
+                f"input size must be [height, width], two whole numbers above 0, got {self.size!r}."
+            )
+        if not (self.resize is None or _is_pixels(self.resize) or _is_pair(self.resize)):
+            raise UserError(
+                "input resize must be one whole number above 0 or [height, width], "
+                f"got {self.resize!r}."
+            )
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if not all(_is_finite(value) for value in values):
+                raise UserError(f"input {key} must hold finite numbers, got {list(values)}.")
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
             raise UserError(
                 f"mean has {len(self.mean)} and std {len(self.std)} values.",
@@ -104,11 +116,29 @@ class InputSpec:
             return None
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            # Beside bad JSON: a number with thousands of digits, a list in a list in a list.
             raise UserError(f"the model's {METADATA_KEY} metadata is not JSON: {error}.") from error
         if not isinstance(values, dict):
             raise UserError(f"the model's {METADATA_KEY} metadata is not a table.")
         return cls.from_dict(values)
+
+
+def _is_pixels(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(_is_pixels(v) for v in value)
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond float64
+        return False
 
 
 def _frozen(value: Any) -> Any:

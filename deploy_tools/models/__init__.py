@@ -6,7 +6,11 @@ This module and its registry import without torch; the models themselves need it
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy_tools.errors import UserError, nearest, require
@@ -105,6 +109,23 @@ def build_model(
         raise _no_published_weights(arch, weights)
     custom: BuiltModel = external.custom_model(arch, num_classes, in_channels)
     return custom
+
+
+def find_source(module: str) -> Path | None:
+    """Return the file of a user's module, found as `build_model` finds it; None where it is not."""
+    search_here()
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    origin = Path(found.origin) if found is not None and found.origin else None
+    return origin if origin is not None and origin.is_file() else None
+
+
+def search_here() -> None:
+    """Let imports find files in the current folder, after everything that is installed."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def new_module(arch: str, num_classes: int, in_channels: int = 3) -> nn.Module:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from deploy_tools.errors import UserError, nearest
-from deploy_tools.models import BuiltModel
+from deploy_tools.models import BuiltModel, search_here
 from deploy_tools.models.published import (
     check_fit,
     download_failed,
@@ -91,9 +89,7 @@ def custom_model(arch: str, num_classes: int | None, in_channels: int) -> BuiltM
 
 def _imported(arch: str) -> Callable[..., Any]:
     path, _, attribute = arch.partition(":")
-    # Last, so that a file in the current folder never hides an installed package.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    search_here()
     try:
         found: Any = importlib.import_module(path)
     except Exception as error:

@@ -16,7 +16,7 @@ from benchmarks.samples import read_samples
 from benchmarks.speed import SpeedConfig, SpeedRun, measure_speed, save_samples
 from deploy_tools.artifacts import Artifact
 from deploy_tools.data.source import batches, source_hash
-from deploy_tools.errors import DeployToolsError, MissingDependencyError
+from deploy_tools.errors import DeployToolsError, MissingDependencyError, OutputError
 from deploy_tools.pipeline.variants import BASELINE, Variant
 from deploy_tools.runtimes import RuntimeConfig, Session, open_session
 
@@ -29,8 +29,12 @@ _BATCH = 64
 def measure(run: Run, fp32: Artifact) -> None:
     """Fill in accuracy, speed and peak memory of the run's outcomes."""
     data = source_hash(run.evaluation)
-    for outcome in run.outcomes:
-        if outcome.ok("build"):
+    # The baseline first and unguarded: what is wrong with the data stops the run at once.
+    for outcome in sorted(run.outcomes, key=lambda o: o.variant.id != BASELINE):
+        if outcome.variant.id == BASELINE:
+            _predict(run, outcome, fp32, data)
+            outcome.say("accuracy", "ok")
+        elif outcome.ok("build"):
             _guarded(outcome, "accuracy", lambda o=outcome: _predict(run, o, fp32, data))
     if not run.runner.dry:
         _compare(run)
@@ -62,6 +66,8 @@ def _guarded(outcome: Outcome, part: str, work: Any) -> None:
         outcome.say(part, "ok")
     except MissingDependencyError as error:
         outcome.say(part, "skipped", str(error))
+    except OutputError:
+        raise
     except DeployToolsError as error:
         outcome.say(part, "failed", str(error))
 
@@ -85,7 +91,10 @@ def _predict(run: Run, outcome: Outcome, fp32: Artifact, data: str) -> None:
         finally:
             session.close()
 
-    settings = {"runtime": variant.runtime, "precision": variant.runtime_precision}
+    settings = {
+        "runtime": variant.runtime, "precision": variant.runtime_precision,
+        "threads": run.recipe.speed.threads, "machine": _machine(variant.runtime),
+    }  # fmt: skip
     artifact = run.runner.run(
         "predict", file, file, settings, {"model": model.sha256, "images": data}, make
     )
@@ -99,10 +108,7 @@ def _compare(run: Run) -> None:
         for o in run.outcomes
         if o.ok("accuracy")
     }
-    baseline = loaded.get(BASELINE)
-    if baseline is None:
-        reason = next(o.status for o in run.outcomes if o.variant.id == BASELINE)
-        raise DeployToolsError(f"the baseline {BASELINE} could not be evaluated: {reason}")
+    baseline = loaded[BASELINE]
     for outcome in run.outcomes:
         if outcome.ok("accuracy"):
             outcome.result = accuracy_from_predictions(loaded[outcome.variant.id], baseline)
@@ -129,7 +135,8 @@ def _speed(run: Run, data: str) -> None:
     )  # fmt: skip
     settings = {
         "scenarios": list(table.scenarios), "batch": table.batch, "threads": table.threads,
-        "rounds": table.rounds, "seconds": table.seconds, "machine": _machine(),
+        "rounds": table.rounds, "seconds": table.seconds,
+        "machine": {o.variant.runtime: _machine(o.variant.runtime) for o in timed},
         "variants": {o.variant.id: [o.variant.runtime, o.variant.runtime_precision] for o in timed},
     }  # fmt: skip
     parents = {o.variant.id: o.artifact.sha256 if o.artifact else "torch" for o in timed}
@@ -138,14 +145,16 @@ def _speed(run: Run, data: str) -> None:
         "speed", files, settings, parents | {"images": data}, lambda: _timed(run, timed, config)
     )
     if not run.runner.dry:
-        _read_runs(run, timed)
+        _read_runs(run, [o for o in timed if o.ok("speed")])
 
 
 def _timed(
     run: Run, timed: list[Outcome], config: SpeedConfig
 ) -> Mapping[str, Mapping[str, Any] | None]:
-    sessions = {o.variant.id: open_variant(run, o) for o in timed}
+    sessions: dict[str, Session] = {}
     try:
+        for outcome in timed:
+            _guarded(outcome, "speed", lambda o=outcome: _open_and_try(run, o, sessions))
         runs = measure_speed(
             sessions, lambda count: _images(run, count), BASELINE, config, run.runner.progress
         )
@@ -153,7 +162,15 @@ def _timed(
         for session in sessions.values():
             session.close()
     save_samples(runs, run.runner.directory.root)
-    return {f"samples/{o.variant.id}.jsonl": {} for o in timed}
+    return {f"samples/{name}.jsonl": {} for name in sessions}
+
+
+def _open_and_try(run: Run, outcome: Outcome, sessions: dict[str, Session]) -> None:
+    """Add the variant's session once it has run a batch: one that cannot stops no other."""
+    session = open_variant(run, outcome)
+    for batch in (1, run.recipe.speed.batch):
+        session.run(_images(run, batch))
+    sessions[outcome.variant.id] = session
 
 
 def _images(run: Run, count: int) -> NDArray[np.float32]:
@@ -190,15 +207,22 @@ def _memory(run: Run, outcome: Outcome) -> None:
 
     settings = {
         "runtime": config.runtime, "precision": config.precision, "threads": config.threads,
-        "batch": batch, "machine": _machine(),
+        "batch": batch, "machine": _machine(config.runtime),
     }  # fmt: skip
-    kept = run.runner.run(
-        "memory", name, f"memory/{variant.id}.json", settings, {"model": artifact.sha256}, make
-    )
+    try:
+        kept = run.runner.run(
+            "memory", name, f"memory/{variant.id}.json", settings, {"model": artifact.sha256}, make
+        )
+    except OutputError:
+        raise
+    except DeployToolsError:
+        return  # the report shows the figure as not known
     outcome.peak_rss_bytes = kept.notes.get("peak_rss_bytes")
 
 
-def _machine() -> str:
-    """Return what tells this machine from another, so that old timings are not taken for its."""
+def _machine(runtime: str) -> dict[str, Any]:
+    """Return the CPU and the runtime's version: with another of either, old results are stale."""
     environment = describe_environment()
-    return str(environment.get("cpu", ""))
+    packages = {"torch": ["torch"], "openvino": ["onnxruntime", "onnxruntime-ep-openvino"]}
+    names = packages.get(runtime, ["onnxruntime"])
+    return {"cpu": environment["cpu"], **{n: environment["packages"].get(n) for n in names}}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy_tools.artifacts import sha256_of_file
 from deploy_tools.data.spec import InputSpec
 from deploy_tools.errors import UserError, require
-from deploy_tools.models import build_model
+from deploy_tools.models import build_model, find_source
 from deploy_tools.recipe import InputTable, ModelTable
 
 if TYPE_CHECKING:
@@ -48,13 +49,30 @@ class LoadedModel:
 
 
 def model_parents(model: ModelTable) -> dict[str, str]:
-    """Return what the weights come from: the checkpoint's sha256, or the name of the weights."""
+    """Return what the module comes from: its weights, and its code where it is not ours.
+
+    Of a callable's code the file that holds it counts, not the modules that it imports.
+    """
+    code = _code_of(model.arch)
     if model.checkpoint:
         path = Path(model.checkpoint)
         if not path.is_file():
             raise UserError(f"the checkpoint {path} does not exist.")
-        return {"checkpoint": sha256_of_file(path)}
-    return {"weights": model.weights or "random, seed 0"}
+        return code | {"checkpoint": sha256_of_file(path)}
+    return code | {"weights": model.weights or "random, seed 0"}
+
+
+def _code_of(arch: str) -> dict[str, str]:
+    library, colon, _ = arch.partition(":")
+    if not colon:
+        return {}
+    if library in ("torchvision", "timm"):
+        try:
+            return {"code": f"{library} {metadata.version(library)}"}
+        except metadata.PackageNotFoundError:
+            return {}
+    found = find_source(library)
+    return {"code": sha256_of_file(found)} if found else {}
 
 
 def load_model(model: ModelTable, given: InputTable, classes: tuple[str, ...] = ()) -> LoadedModel:
@@ -69,12 +87,12 @@ def load_model(model: ModelTable, given: InputTable, classes: tuple[str, ...] = 
     from deploy_tools.models.checkpoint import load_into, load_state, spec_from_metadata
 
     path = Path(model.checkpoint)
-    state, metadata = load_state(path)
-    spec = _spec(spec_from_metadata(metadata), given)
-    count = model.num_classes or _count(metadata) or (len(classes) or None)
+    state, notes = load_state(path)
+    spec = _spec(spec_from_metadata(notes), given)
+    count = model.num_classes or _count(notes) or (len(classes) or None)
     built = build_model(model.arch, count, spec.channels)
     module = built.module
-    fused = metadata.get(FUSED) == "true"
+    fused = notes.get(FUSED) == "true"
     if fused:
         module = _folded_structure(module, spec)
     load_into(module, state, model.arch, str(path))
@@ -88,7 +106,8 @@ def _without_checkpoint(
 
     torch.manual_seed(0)
     channels = len(given.mean) if given.mean else 3
-    built = build_model(model.arch, model.num_classes, channels, model.weights or None)
+    count = model.num_classes or (None if model.weights else len(classes) or None)
+    built = build_model(model.arch, count, channels, model.weights or None)
     spec = _spec(built.spec, given)
     return LoadedModel(built.module.eval(), model.arch, _labelled(spec, built.labels, classes))
 
@@ -109,8 +128,8 @@ def _labelled(spec: InputSpec, known: tuple[str, ...], classes: tuple[str, ...])
     return spec if spec.labels else spec.with_labels(known or classes)
 
 
-def _count(metadata: dict[str, str]) -> int | None:
-    text = metadata.get("num_classes", "")
+def _count(notes: dict[str, str]) -> int | None:
+    text = notes.get("num_classes", "")
     return int(text) if text.isdigit() else None
 
 

@@ -37,9 +37,9 @@ def quantize_variant(
     if variant.method == "dynamic" or selection is None or variant.table is None:
         return _dynamic(runner, variant, fp32, model)
     table = variant.table
-    config = CalibrateConfig(method=table.ranges, percentile=table.percentile)
+    config = CalibrateConfig(method=table.ranges or "mse", percentile=table.percentile or 99.999)
     ranges = calibrated_ranges(runner, fp32, selection, source, spec, config)
-    static = StaticConfig(variant.target, table.per_channel, table.exclude)
+    static = StaticConfig(variant.target, table.per_channel is not False, table.exclude)
 
     def make(path: Path) -> Mapping[str, Any]:
         ranges_table = RangeTable.load(runner.directory.path(ranges.file))
@@ -89,7 +89,7 @@ def calibrated_ranges(
 
 def _dynamic(runner: StageRunner, variant: Variant, fp32: Artifact, model: Path) -> Artifact:
     table = variant.table
-    config = DynamicConfig(table.include_conv, table.exclude) if table else DynamicConfig()
+    config = DynamicConfig(bool(table.include_conv), table.exclude) if table else DynamicConfig()
     return runner.run(
         "quantize", f"{variant.id}.onnx", variant.file, _plain(asdict(config)),
         {"fp32.onnx": fp32.sha256}, lambda path: _notes(dynamic_from_onnx(model, path, config)),

@@ -58,10 +58,9 @@ def _short(fold: dict[str, Any]) -> dict[str, Any]:
 
 
 def _calibration(run: Run) -> dict[str, Any] | None:
-    path = run.runner.directory.path("calibration/selection.json")
-    if "selection" not in run.runner.directory.artifacts or not path.is_file():
+    if "selection" not in run.runner.directory.artifacts:
         return None
-    selection = Selection.load(path)
+    selection = Selection.load(run.runner.directory.path("calibration/selection.json"))
     return {
         "images": len(selection),
         "sha256": selection.content_hash,

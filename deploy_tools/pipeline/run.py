@@ -19,12 +19,12 @@ from deploy_tools.data.check import check_classes, refuse_overlap
 from deploy_tools.data.source import ImageSource, SubsetSource
 from deploy_tools.data.spec import InputSpec
 from deploy_tools.data.splits import stratified_choice
-from deploy_tools.errors import DeployToolsError, MissingDependencyError
+from deploy_tools.errors import DeployToolsError, MissingDependencyError, OutputError
 from deploy_tools.pipeline.model import FUSED, LoadedModel, fold_model, load_model, model_parents
 from deploy_tools.pipeline.quantize import quantize_variant
 from deploy_tools.pipeline.stages import Progress, StageRunner
 from deploy_tools.pipeline.variants import BASELINE, Variant, planned_variants
-from deploy_tools.recipe import Recipe
+from deploy_tools.recipe import Recipe, lock_text
 
 FP32_FILE = "fp32.onnx"
 
@@ -165,6 +165,8 @@ class Run:
                 outcome.say("build", "ok")
             except MissingDependencyError as error:
                 outcome.say("build", "skipped", str(error))
+            except OutputError:
+                raise
             except DeployToolsError as error:
                 outcome.say("build", "failed", str(error))
 
@@ -193,7 +195,6 @@ class Run:
             "num_classes": str(self.loaded.classes),
             "input_spec": self.loaded.spec.to_json(),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(module.state_dict(), path, metadata)
         return {} if report is None else asdict(report)
 
@@ -212,12 +213,11 @@ def run_recipe(
     progress: Progress | None = None,
     force: Sequence[str] = (),
     dry: bool = False,
-    lock_text: str = "",
 ) -> RunResult:
     """Run `recipe` in the folder `out`; what is there already and still true is kept.
 
-    command: what the user typed, for the report. lock_text: the recipe as it was read, kept
-    as recipe.lock.toml. Raises the errors of the stages; a variant that fails alone does not
+    command: what the user typed, for the report. The recipe as it was run is
+    kept as recipe.lock.toml. Raises the errors of the stages; a variant that fails alone does not
     stop the others and is named in the result.
     """
     from deploy_tools.pipeline.measure import measure
@@ -231,8 +231,8 @@ def run_recipe(
         measure(run, fp32)
         if dry:
             return RunResult({}, (), (), tuple(runner.made), tuple(runner.kept))
-        if lock_text:
-            write_text(directory.path("recipe.lock.toml"), lock_text)
+        write_text(directory.path("recipe.lock.toml"), lock_text(recipe))
+        directory.keep_only([*runner.made, *runner.kept])
         report = report_of(run)
         missed = _over_budget(run)
         failed = tuple(

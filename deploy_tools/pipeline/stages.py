@@ -68,8 +68,8 @@ class StageRunner:
     ) -> dict[str, Artifact]:
         """Return artifacts that one call of `make` writes together, by name.
 
-        files: name -> file. `make` returns each one's notes; all are made again where one is
-        missing or out of date.
+        files: name -> file. `make` returns the notes of each that it could write; all are
+        made again where one is missing or out of date.
         """
         key = stage_key(stage, settings, parents)
         if stage not in self.force:
@@ -89,6 +89,7 @@ class StageRunner:
         return {
             name: self.directory.add(name, file, stage, settings, parents, notes[name])
             for name, file in files.items()
+            if name in notes
         }
 
     def say(self, what: str, done: int = 0, total: int = 0) -> None:

@@ -44,25 +44,26 @@ def planned_variants(recipe: Recipe) -> tuple[Variant, ...]:
     ]
     seen: set[str] = set()
     for variant in variants:
-        if variant.id in seen:
+        # Names that differ only in case are one file on some systems.
+        if variant.id.lower() in seen:
             raise UserError(
                 f'two variants are named "{variant.id}".', "Give one of them an id of its own."
             )
-        seen.add(variant.id)
+        seen.add(variant.id.lower())
     return tuple(variants)
 
 
 def _variant(table: VariantTable) -> Variant:
     if table.precision == "int8":
         return _dynamic(table) if table.method == "dynamic" else _static(table)
-    if table.method:
-        raise UserError(f"a {table.precision} variant has no method.", "Leave method out.")
-    target = table.target or "openvino"
+    target = table.target or ("openvino" if table.precision == "bf16" else "ort-cpu")
     if target not in _RUNTIMES:
         raise UserError(
             f'a {table.precision} variant cannot have the target "{target}".',
             nearest(target, _RUNTIMES),
         )
+    if table.precision == "bf16" and target == "ort-cpu":
+        raise UserError("onnxruntime's CPU provider does not run bf16.", 'Use target = "openvino".')
     name = table.id or f"{table.precision}-{_SHORT.get(target, target)}"
     return Variant(
         name,

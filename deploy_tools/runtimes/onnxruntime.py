@@ -13,6 +13,8 @@ from deploy_tools.runtimes.base import RuntimeConfig, usable_cores
 
 PRECISION_KEY = "deploy_tools.precision"
 """ONNX metadata: what export ("fp32") and quantize ("int8") made."""
+PRODUCER = "deploy-tools"
+"""The ONNX producer name of the files that export writes."""
 _QUANTIZED = {
     "QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv",
     "DynamicQuantizeLinear",
@@ -35,7 +37,14 @@ class OnnxRuntimeSession:
     def run(self, inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         if self._session is None:
             raise RuntimeError("the session is closed")
-        return tuple(self._session.run(None, {self.input_name: inputs}))
+        try:
+            return tuple(self._session.run(None, {self.input_name: inputs}))
+        except Exception as error:  # onnxruntime raises many unrelated classes
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"the model cannot run inputs of shape {inputs.shape}: {reason}",
+                "Does its input take this size, and any batch?",
+            ) from error
 
     def close(self) -> None:
         self._session = None
@@ -86,8 +95,10 @@ def stored_precision(session: Any, model: Path | bytes) -> str:
 
     Our own files say it in their metadata; others are parsed, which costs memory.
     """
-    told = session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY)
-    if told in ("fp32", "int8"):
+    meta = session.get_modelmeta()
+    told = meta.custom_metadata_map.get(PRECISION_KEY)
+    # Other tools keep our metadata in what they make of our files, and write their own name.
+    if told == "int8" or (told == "fp32" and meta.producer_name == PRODUCER):
         return str(told)
     import onnx
 

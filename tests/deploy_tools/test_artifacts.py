@@ -248,7 +248,10 @@ def test_a_folder_below_a_file_is_an_output_error(tmp_path: Path) -> None:
 def test_leftovers_of_a_killed_run_go(tmp_path: Path) -> None:
     made(tmp_path)
     (tmp_path / "calibration").mkdir()
-    leftovers = [tmp_path / ".model.onnx.123.part", tmp_path / "calibration" / ".a.npz.7.part"]
+    leftovers = [
+        tmp_path / ".model.onnx.99999123.part",
+        tmp_path / "calibration" / ".a.npz.99999007.part",
+    ]
     others = [tmp_path / "notes.part", tmp_path / ".movie.part"]
     for path in (*leftovers, *others):
         path.write_bytes(b"x")

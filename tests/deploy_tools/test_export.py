@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from deploy_tools import export
 from deploy_tools.data.spec import InputSpec
-from deploy_tools.errors import UserError
+from deploy_tools.errors import MissingDependencyError, UserError
 from deploy_tools.export import ExportConfig, onnx_from_module
 from deploy_tools.onnx_files import input_spec_of, load_onnx, require_dynamic_batch
 from deploy_tools.runtimes import open_session
@@ -221,3 +222,14 @@ def test_a_failed_export_keeps_the_old_file(
     with pytest.raises(UserError):
         onnx_from_module(tiny(), SPEC, tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx").read_bytes() == b"old"
+
+
+def test_a_missing_onnxscript_is_not_blamed_on_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(
+        MissingDependencyError, match=r"onnxscript.*deploy-tools\[torch\]"
+    ) as caught:
+        onnx_from_module(tiny(), SPEC, tmp_path / "m.onnx")
+    assert caught.value.exit_code == 3

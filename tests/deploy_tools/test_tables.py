@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy_tools.errors import UserError
-from deploy_tools.tables import from_table, read_toml
+from deploy_tools.tables import from_table, read_toml, to_toml
 
 
 @dataclass(frozen=True)
@@ -133,3 +134,17 @@ def test_no_file(tmp_path: Path) -> None:
         read_toml(tmp_path / "x.toml")
     with pytest.raises(UserError, match="cannot be read"):
         read_toml(tmp_path)
+
+
+def test_toml_is_read_back_as_it_was() -> None:
+    table = {
+        "name": 'a "quoted" \\ path\nwith a line',
+        "model": {"arch": "x", "count": 3, "left_out": None, "rate": 1e-5, "yes": True},
+        "data": {"calibration": {"split": "train", "list": ["a", "b"]}, "size": (1, 2)},
+        "variant": ({"precision": "int8", "exclude": ()}, {"precision": "bf16"}),
+    }
+    found = tomllib.loads(to_toml(table))
+    assert found["name"] == table["name"]
+    assert found["model"] == {"arch": "x", "count": 3, "rate": 1e-5, "yes": True}
+    assert found["data"] == {"calibration": {"split": "train", "list": ["a", "b"]}, "size": [1, 2]}
+    assert found["variant"] == [{"precision": "int8", "exclude": []}, {"precision": "bf16"}]
