@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -171,18 +171,22 @@ class _Collector:
         """Run one batch and observe it; returns the bytes of what was observed."""
         observers = self._idle.get()
         try:
-            found: list[tuple[str, Batch]] = []
-            if self._session is not None:
-                found += zip(self._session.output_names, self._session.run(inputs), strict=True)
-            if self._input in observers:
-                found.append((self._input, inputs))
-            size = sum(values.nbytes for _, values in found)
-            while found:  # each array is given back as soon as it is observed
-                name, values = found.pop()
-                observers[name].observe(values)
-            return size
+            return self._observe(observers, inputs)
         finally:  # on an error too: another worker may be waiting for this set
             self._idle.put(observers)
+
+    def _observe(self, observers: Mapping[str, TensorObserver], inputs: Batch) -> int:
+        """A function of its own: its arrays are gone before the next batch may start."""
+        found: list[tuple[str, Batch]] = []
+        if self._session is not None:
+            found += zip(self._session.output_names, self._session.run(inputs), strict=True)
+        if self._input in observers:
+            found.append((self._input, inputs))
+        size = sum(values.nbytes for _, values in found)
+        while found:  # each array is given back as soon as it is observed
+            name, values = found.pop()
+            observers[name].observe(values)
+        return size
 
     def observe_all(self, source: Iterable[Batch], workers: int) -> Iterator[int]:
         """Observe every batch, `workers` at a time; yields the number of images of each."""

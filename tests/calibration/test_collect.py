@@ -185,11 +185,15 @@ def test_activations_in_memory_do_not_grow_with_images(model, images, monkeypatc
     arrays: list[weakref.ref[np.ndarray]] = []
     alive: list[int] = []
     original = TensorObserver.observe
+    one_at_a_time = threading.Lock()  # what this counts with must not itself keep arrays alive
+
+    def living_bytes() -> int:
+        return sum(array.nbytes for ref in arrays if (array := ref()) is not None)
 
     def observe(self: TensorObserver, values: np.ndarray) -> None:
-        arrays.append(weakref.ref(values))
-        living = [array for ref in list(arrays) if (array := ref()) is not None]
-        alive.append(sum(array.nbytes for array in living))
+        with one_at_a_time:
+            arrays.append(weakref.ref(values))
+            alive.append(living_bytes())
         original(self, values)
 
     monkeypatch.setattr(TensorObserver, "observe", observe)
