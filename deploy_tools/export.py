@@ -22,7 +22,7 @@ from torch import nn
 
 from deploy_tools.artifacts import atomic_path
 from deploy_tools.data.spec import METADATA_KEY, InputSpec
-from deploy_tools.errors import UserError, require
+from deploy_tools.errors import OutputError, UserError, require
 from deploy_tools.onnx_names import name_after_weights
 from deploy_tools.runtimes import open_session
 from deploy_tools.runtimes.onnxruntime import PRECISION_KEY
@@ -71,10 +71,12 @@ def onnx_from_module(
     """Export `module` (eval mode, on the CPU) to `path` with a dynamic batch.
 
     The file is checked by onnx.checker and against the module at batch sizes other than the
-    traced one before it gets its name. Raises UserError where the module cannot be exported and
-    MissingDependencyError where onnxscript, which torch's exporter needs, is not installed.
+    traced one before it gets its name. Raises UserError where the module cannot be exported,
+    MissingDependencyError where onnxscript, which torch's exporter needs, is not installed, and
+    OutputError where `path` cannot be written.
     """
     require("onnxscript", "torch", "export")
+    _require_folder(path)
     config = config or ExportConfig()
     module = module.eval()
     proto = _exported(module, spec, config)
@@ -98,6 +100,16 @@ def onnx_from_module(
     with atomic_path(path) as part:
         onnx.save(proto, str(part))
     return ExportReport(path, len(proto.graph.node), path.stat().st_size, max_abs, max_rel)
+
+
+def _require_folder(path: Path) -> None:
+    """Refuse a place below a file now, not after the seconds or minutes of the export."""
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir():
+        raise OutputError(
+            f"{path} cannot be written: {nearest} is not a folder.",
+            "Choose another folder with -o.",
+        )
 
 
 def _exported(module: nn.Module, spec: InputSpec, config: ExportConfig) -> onnx.ModelProto:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deploy_tools import export
 from deploy_tools.data.spec import InputSpec
-from deploy_tools.errors import MissingDependencyError, UserError
+from deploy_tools.errors import MissingDependencyError, OutputError, UserError
 from deploy_tools.export import ExportConfig, onnx_from_module
 from deploy_tools.onnx_files import input_spec_of, load_onnx, require_dynamic_batch
 from deploy_tools.runtimes import open_session
@@ -233,3 +233,12 @@ def test_a_missing_onnxscript_is_not_blamed_on_the_model(
     ) as caught:
         onnx_from_module(tiny(), SPEC, tmp_path / "m.onnx")
     assert caught.value.exit_code == 3
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.onnx, "export", None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file is not a folder"):
+        onnx_from_module(tiny(), SPEC, tmp_path / "file" / "out" / "m.onnx")

@@ -21,7 +21,7 @@ def args(tmp_path: Path) -> list[str]:
     np.savez(tmp_path / "train.npz", images=images, labels=np.arange(20) % 5)
     model = saved(two_gemms(), tmp_path / "m.onnx")
     data = ["--source", "npz", "--data", str(tmp_path)]
-    return ["calibrate", str(model), *data, "-q", "-o", str(tmp_path / "out")]
+    return ["calibrate", str(model), *data, "-q", "--threads", "1", "-o", str(tmp_path / "out")]
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "old schema"])

@@ -1,0 +1,84 @@
+"""What the README and docs/ say can be typed, exists, and is linked."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from deploy_tools.cli.main import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+
+
+def typed(page: Path, program: str) -> list[str]:
+    """Commands of a program in a page's code blocks and inline code, continuation lines joined."""
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+    lines = [line.split("#")[0].strip() for line in blocks.splitlines()]
+    inline = re.findall(r"`([^`\n]+)`", text)
+    return [c for c in [*lines, *inline] if c.startswith(f"{program} ")]
+
+
+COMMANDS = [(p.name, c) for p in PAGES for c in typed(p, "deploy-tools")]
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_commands_parse(page: str, command: str) -> None:
+    words = shlex.split(command)[1:]
+    if any(word in ("|", "VARIANT", "...") for word in words):
+        pytest.skip("not a command to type")
+    found: click.Command = cli
+    context = click.Context(cli)
+    while isinstance(found, click.Group):
+        name, after, words = found.resolve_command(context, words)
+        assert after is not None, f"{page}: {command}"
+        found = after
+        if not words:
+            return
+    found.make_context(name or "", words)
+
+
+def test_commands_are_found() -> None:
+    assert len(COMMANDS) > 8
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_exist(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for command in typed(page, "make"):
+        assert re.search(rf"^{shlex.split(command)[1]}:", makefile, re.MULTILINE), command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda p: p.name
+)
+def test_kept_results_name_their_command_and_no_machine(path: Path) -> None:
+    text = path.read_text("utf-8")
+    values = json.loads(text)
+    assert values["command"].startswith(("python -m benchmarks.studies.", "deploy-tools "))
+    assert values["environment"]["cpu"]["model"]
+    assert not re.search(r"\"/(home|root|work|tmp|Users)/", text)
+
+
+def test_the_readmes_table_is_the_kept_result() -> None:
+    report = json.loads((ROOT / "benchmarks" / "results" / "report-demo.json").read_text("utf-8"))
+    text = (ROOT / "README.md").read_text("utf-8")
+    for variant in report["variants"]:
+        run = next(r for r in variant["speed"]["runs"] if r["scenario"] == "offline")
+        row = next(
+            line for line in text.splitlines()
+            if f"| {100 * variant['accuracy']['top1']:.2f} |" in line and f"{run['images_per_s']:,.0f}" in line
+        )  # fmt: skip
+        assert f"{run['speedup']:.2f}x" in row or variant["id"] == report["baseline"]
