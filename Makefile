@@ -18,7 +18,7 @@ demo: data
 	$(BIN)/deploy-tools demo -o demo-output
 
 test: data lint typecheck
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: data
 	$(BIN)/python -m pytest -m "slow"

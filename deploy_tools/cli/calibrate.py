@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from deploy_tools.artifacts import sha256_of_file
+from deploy_tools.artifacts import ArtifactDirectory, sha256_of_file
 from deploy_tools.cli.common import (
     PathType,
     data_options,
@@ -109,16 +109,23 @@ def command(
     folder = out / "calibration"
     statistics_path = folder / FILE
     identity = StatisticsIdentity.of(sha256_of_file(model), selection.content_hash, spec, tensors)
-    statistics = _kept_statistics(statistics_path, identity)
-    if statistics is None:
-        with progress_bar(quiet) as progress:
-            statistics = collect.statistics_from_images(
-                model, tensors, images_source, selection, spec, config, progress
-            )
-        selection.save(folder)
-        statistics.save(statistics_path)
-    table = collect.ranges_from_statistics(statistics, config)
-    table.save(folder / "ranges.json")
+    parents = {"fp32.onnx": identity.model_sha256, "images": selection.content_hash}
+    with ArtifactDirectory(out) as directory:
+        statistics = _kept_statistics(statistics_path, identity)
+        if statistics is None:
+            with progress_bar(quiet) as progress:
+                statistics = collect.statistics_from_images(
+                    model, tensors, images_source, selection, spec, config, progress
+                )
+            selection.save(folder)
+            statistics.save(statistics_path)
+            drawn = {"choose": choose, "images": len(selection), "seed": seed}
+            directory.add("selection", "calibration/selection.json", "select", drawn, parents)
+            directory.add("statistics", f"calibration/{FILE}", "calibrate", {}, parents)
+        table = collect.ranges_from_statistics(statistics, config)
+        table.save(folder / "ranges.json")
+        settings = {"method": method, **config.settings}
+        directory.add("ranges", "calibration/ranges.json", "calibrate", settings, parents)
     if as_json:
         print_json({"file": str(folder / "ranges.json"), "tensors": len(table.tensors)})
         return

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from deploy_tools.artifacts import ArtifactDirectory
 from deploy_tools.cli.common import (
     input_options,
     model_options,
@@ -55,7 +56,7 @@ def command(
     """  # fmt: skip
     require("torch", "torch", "export")
     from deploy_tools.export import ExportConfig, onnx_from_module
-    from deploy_tools.pipeline.model import fold_model, load_model
+    from deploy_tools.pipeline.model import fold_model, load_model, model_parents
 
     table = ModelTable(arch, str(checkpoint or ""), weights, num_classes)
     loaded = load_model(table, input_table(given))
@@ -66,7 +67,10 @@ def command(
             click.echo(folded)
     path = out / "fp32.onnx"
     config = ExportConfig(opset=opset)
-    report = onnx_from_module(module, loaded.spec, path, config, loaded.metadata)
+    with ArtifactDirectory(out) as directory:
+        report = onnx_from_module(module, loaded.spec, path, config, loaded.metadata)
+        settings = {"arch": arch, "opset": opset, "fuse": not no_fuse}
+        directory.add("fp32.onnx", "fp32.onnx", "export", settings, model_parents(table))
     if as_json:
         differences = {str(batch): value for batch, value in report.max_abs.items()}
         print_json({"file": str(path), "size_bytes": report.size_bytes, "max_abs": differences})

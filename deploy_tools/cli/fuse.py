@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from deploy_tools.artifacts import ArtifactDirectory
 from deploy_tools.cli.common import (
     input_options,
     model_options,
@@ -47,7 +48,7 @@ def command(
     """
     require("torch", "torch", "fuse")
     from deploy_tools.models.checkpoint import save_checkpoint
-    from deploy_tools.pipeline.model import FUSED, fold_model, load_model
+    from deploy_tools.pipeline.model import FUSED, fold_model, load_model, model_parents
 
     table = ModelTable(arch, str(checkpoint or ""), weights, num_classes)
     loaded = load_model(table, input_table(given))
@@ -58,7 +59,12 @@ def command(
         FUSED: "true", "arch": arch, "input_spec": loaded.spec.to_json(),
         "num_classes": str(loaded.classes),
     }  # fmt: skip
-    save_checkpoint(module.state_dict(), out / "fused.safetensors", metadata)
+    with ArtifactDirectory(out) as directory:
+        save_checkpoint(module.state_dict(), out / "fused.safetensors", metadata)
+        directory.add(
+            "fused", "fused.safetensors", "fuse", {"arch": arch}, model_parents(table),
+            asdict(report),
+        )  # fmt: skip
     if as_json:
         print_json({"file": str(out / "fused.safetensors"), **asdict(report)})
     else:

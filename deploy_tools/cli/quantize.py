@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from deploy_tools.artifacts import sha256_of_file
+from deploy_tools.artifacts import ArtifactDirectory, sha256_of_file
 from deploy_tools.cli.common import PathType, out_option, output_options, print_json
 from deploy_tools.errors import ArtifactError
+from deploy_tools.onnx_files import load_onnx, require_dynamic_batch
 from deploy_tools.quantization.summary import QuantizationSummary
 from deploy_tools.quantization.targets import TARGETS
 
@@ -46,7 +48,12 @@ def dynamic(
     from deploy_tools.quantization.dynamic import DynamicConfig, dynamic_from_onnx
 
     path = out / ("int8-dynamic-conv-ort.onnx" if include_conv else "int8-dynamic-ort.onnx")
-    summary = dynamic_from_onnx(model, path, DynamicConfig(include_conv, exclude))
+    require_dynamic_batch(load_onnx(model), model)
+    config = DynamicConfig(include_conv, exclude)
+    with ArtifactDirectory(out) as directory:
+        summary = dynamic_from_onnx(model, path, config)
+        parents = {"fp32.onnx": sha256_of_file(model)}
+        directory.add(path.name, path.name, "quantize", asdict(config), parents)
     _show(path, model, summary, as_json, verbose)
 
 
@@ -92,10 +99,9 @@ def static(
           --target openvino -o out
     """  # fmt: skip
     from calibration.table import RangeTable
-    from deploy_tools.onnx_files import load_onnx
     from deploy_tools.quantization.static import StaticConfig, qdq_from_onnx
 
-    load_onnx(model)
+    require_dynamic_batch(load_onnx(model), model)
     table = RangeTable.load(ranges_file)
     if table.model_sha256 != sha256_of_file(model):
         raise ArtifactError(
@@ -103,7 +109,11 @@ def static(
         )
     path = out / f"int8-static-{'ort' if target == 'ort-cpu' else target}.onnx"
     config = StaticConfig(target, not per_tensor, exclude)
-    _show(path, model, qdq_from_onnx(model, table, path, config), as_json, verbose)
+    with ArtifactDirectory(out) as directory:
+        summary = qdq_from_onnx(model, table, path, config)
+        parents = {"fp32.onnx": table.model_sha256, "ranges": sha256_of_file(ranges_file)}
+        directory.add(path.name, path.name, "quantize", asdict(config), parents)
+    _show(path, model, summary, as_json, verbose)
 
 
 def _show(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deploy_tools.artifacts import read_manifest, sha256_of_file
 from deploy_tools.cli.main import main
 from deploy_tools.data.source import ImageSource
 
@@ -53,6 +54,13 @@ def test_the_commands_write_their_files(folder: Path) -> None:
         "int8-static-ort.onnx", "int8-static-openvino.onnx",
     }  # fmt: skip
     assert not [n for n in names if n.endswith(".part")]
+    manifest = read_manifest(folder)
+    assert {a.file for a in manifest.values()} == {
+        str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()
+    } - {"manifest.json", ".lock"}
+    for artifact in manifest.values():
+        assert sha256_of_file(folder / artifact.file) == artifact.sha256
+    assert manifest["int8-static-ort.onnx"].parents["fp32.onnx"] == manifest["fp32.onnx"].sha256
 
 
 def test_calibrate_uses_fitting_statistics_again(folder: Path, capsys: Capture) -> None:
