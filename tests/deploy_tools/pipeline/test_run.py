@@ -270,7 +270,8 @@ def test_another_runtime_version_makes_its_results_stale(
 def test_a_changed_checkpoint_makes_everything_stale(
     small_run: SmallRun, recipe_with: RecipeWith, demo_checkpoint: Path, tmp_path: Path
 ) -> None:
-    other = tmp_path / "other.safetensors"
+    other = tmp_path / "elsewhere" / demo_checkpoint.name  # the name alone must not decide
+    other.parent.mkdir()
     data = bytearray(demo_checkpoint.read_bytes())
     data[-1] ^= 1
     other.write_bytes(data)
