@@ -4,7 +4,7 @@
 
 A ResNet-50 (ResNet-18 with --quick) with random weights sees photos at 224x224. Every
 measurement is a fresh process, whose peak is its VmHWM. The photos are an image folder with a
-train split: $DEPLOY_TOOLS_PHOTOS, or flowers/ in $DEPLOY_TOOLS_TEST_DATA.
+train split: --data, $DEPLOY_TOOLS_PHOTOS, or flowers/ in $DEPLOY_TOOLS_TEST_DATA.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 
@@ -74,10 +75,10 @@ class Task:
     timed: bool = False
 
 
-def main(results: Results) -> None:
+def main(results: Results, data: Path | None = None) -> None:
     """Peak memory and time of calibrating a ResNet on photos, beside onnxruntime's calibrators."""
     plan = QUICK if results.quick else FULL
-    photos = photo_folder()
+    photos = photo_folder(data)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "fp32.onnx"
         _write_model(plan.depth, model)
@@ -85,15 +86,15 @@ def main(results: Results) -> None:
         _measure_theirs(results, plan, model, photos)
 
 
-def photo_folder() -> Path:
+def photo_folder(chosen: Path | None = None) -> Path:
     """Return the image folder to use; UserError where there is none."""
-    named = os.environ.get("DEPLOY_TOOLS_PHOTOS")
+    named = chosen or os.environ.get("DEPLOY_TOOLS_PHOTOS")
     data = Path(os.environ.get("DEPLOY_TOOLS_TEST_DATA", ROOT.parent / "shared" / "data"))
     folder = Path(named) if named else data / "flowers"
     if not (folder / "train").is_dir():
         raise UserError(
             f"no photos in {folder.name}/train.",
-            "Name an image folder with a train split in $DEPLOY_TOOLS_PHOTOS.",
+            "Name an image folder with a train split with --data or in $DEPLOY_TOOLS_PHOTOS.",
         )
     return folder
 
@@ -346,4 +347,7 @@ def _status(pid: int, key: str) -> int:
 
 
 if __name__ == "__main__":
-    run_study("calibration_memory", main)()
+    data_option = click.Option(
+        ["--data"], type=click.Path(path_type=Path), help="Image folder with a train split."
+    )
+    run_study("calibration_memory", main, [data_option])()

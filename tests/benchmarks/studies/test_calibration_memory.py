@@ -90,7 +90,7 @@ def test_claims_follow_from_the_rows(monkeypatch, photos):
 
     monkeypatch.setattr(study, "_run", run)
     monkeypatch.setattr(study, "_write_model", lambda depth, path: None)
-    monkeypatch.setattr(study, "photo_folder", lambda: photos)
+    monkeypatch.setattr(study, "photo_folder", lambda _: photos)
     done = CliRunner().invoke(run_study("calibration_memory", study.main), ["--json"])
     assert done.exit_code == 0, done.output
     values = json.loads(done.stdout.splitlines()[-1])
