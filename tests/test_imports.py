@@ -61,30 +61,16 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports_of(name: str, path: Path, known: dict[str, Path], everywhere: bool = True) -> set[str]:
-    """The modules of ours that a file imports; only at the top level where not `everywhere`."""
-    tree = ast.parse(path.read_text("utf-8"))
-    nodes = ast.walk(tree) if everywhere else iter(_at_import(tree))
+def imports_of(name: str, path: Path, known: dict[str, Path]) -> set[str]:
+    """The modules of ours that a file imports, in functions and for type checking too."""
     found = set()
-    for node in nodes:
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             full = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {f if f in known else node.module for f in full}
     return {f for f in found if f.split(".")[0] in PACKAGES and f != name}
-
-
-def _at_import(tree: ast.Module) -> list[ast.stmt]:
-    """Statements that run when the module is imported (not those under TYPE_CHECKING)."""
-    found: list[ast.stmt] = []
-    for node in tree.body:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
-        found.append(node)
-        if isinstance(node, ast.Try):
-            found += node.body
-    return found
 
 
 def rule_of(name: str) -> tuple[str, tuple[str, ...]] | None:
@@ -123,7 +109,7 @@ def test_a_module_imports_only_what_its_room_may(name: str) -> None:
 
 
 def test_no_module_is_in_an_import_circle() -> None:
-    graph = {n: imports_of(n, p, KNOWN, everywhere=False) & set(KNOWN) for n, p in KNOWN.items()}
+    graph = {n: imports_of(n, p, KNOWN) & set(KNOWN) for n, p in KNOWN.items()}
     done: set[str] = set()
 
     def visit(name: str, way: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ from deploy_tools.pipeline.variants import BASELINE, Variant
 from deploy_tools.runtimes import RuntimeConfig, Session, open_session
 
 if TYPE_CHECKING:
-    from deploy_tools.pipeline.run import Outcome, Run
+    from deploy_tools.pipeline.making import Outcome, Run
 
 _BATCH = 64
 

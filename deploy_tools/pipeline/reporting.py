@@ -14,7 +14,7 @@ from deploy_tools.pipeline.variants import BASELINE
 from deploy_tools.version import __version__
 
 if TYPE_CHECKING:
-    from deploy_tools.pipeline.run import Outcome, Run
+    from deploy_tools.pipeline.making import Outcome, Run
 
 
 def report_of(run: Run) -> dict[str, Any]:
