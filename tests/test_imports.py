@@ -19,6 +19,10 @@ HEAVY = (
     "openvino",
     "onnxruntime_ep_openvino",
     "tensorrt",
+    "tensorrt_rtx",
+    "cuda",
+    "pycuda",
+    "polygraphy",
 )
 
 # Rooms below the pipeline and what each may use beside itself. "deploy_tools.data" etc. are
@@ -39,12 +43,18 @@ RULES = {
     "deploy_tools.data": COMMON,
     "deploy_tools.onnx_files": COMMON,
     "deploy_tools.onnx_names": (),
-    "deploy_tools.runtimes": ("deploy_tools.errors",),
+    "deploy_tools.engine_files": COMMON,
+    "deploy_tools.runtimes": (
+        "deploy_tools.errors",
+        "deploy_tools.artifacts",
+        "deploy_tools.engine_files",
+    ),
     "deploy_tools.models": COMMON,
     "deploy_tools.fuse": COMMON,
     "deploy_tools.training": (*COMMON, "deploy_tools.models"),
     "deploy_tools.export": ONNX,
     "deploy_tools.quantization": ONNX,
+    "deploy_tools.engines": (*ONNX, "deploy_tools.engine_files"),
     "deploy_tools.recipe": (*COMMON, "deploy_tools.training.config"),
     "calibration": (*COMMON, "deploy_tools.runtimes", "deploy_tools.version"),
     "benchmarks": (*COMMON, "deploy_tools.runtimes", "deploy_tools.version"),
