@@ -6,22 +6,26 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-slow lint typecheck data setup clean
+.PHONY: help demo test test-slow gpu-test lint typecheck data setup clean
 
 help:
 	@echo "make demo       the whole pipeline on the embedded model; report in demo-output/"
 	@echo "make test       lint, types and tests"
 	@echo "make test-slow  the long tests too"
+	@echo "make gpu-test   the tests that run engines, on a machine with an NVIDIA GPU"
 	@echo "make clean      remove the virtual environment and what was made"
 
 demo: data
 	$(BIN)/deploy-tools demo -o demo-output
 
 test: data lint typecheck
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: data
-	$(BIN)/python -m pytest -m "slow"
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+gpu-test: data
+	$(BIN)/python -m pytest -m gpu -rs
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ FLAGS = (
 
 PACKAGES = (
     "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "openvino",
-    "tensorrt", "tensorrt-rtx", "torch", "torchvision", "timm", "onnxscript", "pillow",
+    "tensorrt", "tensorrt-rtx-cu13", "torch", "torchvision", "timm", "onnxscript", "pillow",
 )  # fmt: skip
 
 

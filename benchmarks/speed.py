@@ -29,7 +29,7 @@ from benchmarks.statistics import (
     paired_ratio_interval,
     percentile_intervals,
 )
-from deploy_tools.errors import UserError, nearest
+from deploy_tools.errors import DeployToolsError, UserError, nearest
 from deploy_tools.runtimes import Session
 
 Progress = Callable[[str, int, int], None]
@@ -249,7 +249,8 @@ def _warm_up(variant: str, session: Session, inputs: NDArray[np.float32], calls:
             session.run(inputs)
     except Exception as error:  # every runtime has its own classes
         reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(f"{variant} cannot run inputs of shape {inputs.shape}: {reason}") from error
+        kind = type(error) if isinstance(error, DeployToolsError) else UserError  # its exit code
+        raise kind(f"{variant} cannot run inputs of shape {inputs.shape}: {reason}") from error
 
 
 def _timed_calls(

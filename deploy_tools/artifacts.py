@@ -28,6 +28,8 @@ _PACKAGES = (
     "onnxscript",
     "onnxruntime",
     "onnxruntime-ep-openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
     "numpy",
 )
 

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from deploy_tools.errors import UserError, nearest
+from deploy_tools.errors import UserError
+from deploy_tools.recipe_variant import (
+    ENGINE_TARGETS,
+    METHODS,
+    PRECISIONS,
+    BatchTable,
+    VariantTable,
+    one_of,
+)
 from deploy_tools.tables import from_table, read_toml, to_toml
 from deploy_tools.training.config import TrainConfig
 
-METHODS = ("minmax", "entropy", "percentile", "mse")
-PRECISIONS = ("int8", "bf16", "fp32")
+__all__ = [
+    "ENGINE_TARGETS",
+    "METHODS",
+    "PRECISIONS",
+    "BatchTable",
+    "Recipe",
+    "TrainRecipe",
+    "VariantTable",
+    "load_recipe",
+    "load_train_recipe",
+    "lock_text",
+]
+
 SCENARIOS = ("single-stream", "offline")
 CHOICES = ("stratified", "random", "list")
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_RESERVED = ("fp32", "fused")
 
 
 @dataclass(frozen=True)
@@ -75,7 +91,7 @@ class CalibrationTable:
 
     def __post_init__(self) -> None:
         where = "[data] calibration"
-        _one_of(f"{where} choose", self.choose, CHOICES)
+        one_of(f"{where} choose", self.choose, CHOICES)
         if self.images < 1 or self.seed < 0:
             raise UserError(f"{where} needs images >= 1 and seed >= 0.")
         if (self.choose == "list") != bool(self.list):
@@ -107,59 +123,6 @@ class DataTable:
 
 
 @dataclass(frozen=True)
-class VariantTable:
-    """[[variant]]: one artifact to make and to measure beside the FP32 baseline."""
-
-    precision: str
-    method: str = ""
-    target: str = ""
-    ranges: str | None = None
-    percentile: float | None = None
-    per_channel: bool | None = None
-    include_conv: bool | None = None
-    exclude: tuple[str, ...] = ()
-    id: str = ""
-
-    def __post_init__(self) -> None:
-        if self.precision == "fp16":
-            raise UserError(
-                "[[variant]] precision fp16 is not supported yet.",
-                f"Known: {', '.join(PRECISIONS)}.",
-            )
-        _one_of("[[variant]] precision", self.precision, PRECISIONS)
-        if self.precision == "int8":
-            _one_of("[[variant]] method", self.method, ("static", "dynamic"))
-        elif self.method:
-            raise UserError(f"a {self.precision} variant has no method.", "Leave method out.")
-        if self.ranges is not None:
-            _one_of("[[variant]] ranges", self.ranges, METHODS)
-        if self.id and (not _ID.fullmatch(self.id) or self.id in _RESERVED):
-            raise UserError(
-                f'[[variant]] id "{self.id}" cannot name files.',
-                "Use letters, digits, dots, dashes and underscores; not fp32 or fused.",
-            )
-        self._refuse_what_does_not_apply()
-
-    def _refuse_what_does_not_apply(self) -> None:
-        kind = self.method or "float"
-        takes = {
-            "static": ("ranges", "percentile", "per_channel", "exclude"),
-            "dynamic": ("include_conv", "exclude"),
-            "float": (),
-        }[kind]
-        for key in ("ranges", "percentile", "per_channel", "include_conv", "exclude"):
-            if getattr(self, key) not in (None, ()) and key not in takes:
-                raise UserError(
-                    f"[[variant]] {key} means nothing for a {kind} variant.",
-                    f"It takes: {', '.join(takes) or 'none of these keys'}.",
-                )
-        if self.percentile is not None and self.ranges != "percentile":
-            raise UserError('[[variant]] percentile needs ranges = "percentile".')
-        if self.percentile is not None and not 50 < self.percentile <= 100:
-            raise UserError("[[variant]] percentile must lie above 50 and at most at 100.")
-
-
-@dataclass(frozen=True)
 class SpeedTable:
     """[speed]: how throughput and latency are measured; an empty list of scenarios skips it.
 
@@ -174,7 +137,7 @@ class SpeedTable:
 
     def __post_init__(self) -> None:
         for scenario in self.scenarios:
-            _one_of("[speed] scenarios", scenario, SCENARIOS)
+            one_of("[speed] scenarios", scenario, SCENARIOS)
         if len(set(self.scenarios)) != len(self.scenarios):
             raise UserError("[speed] scenarios names one twice.")
         if self.seconds > 3600:
@@ -308,8 +271,3 @@ def _value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         return text
-
-
-def _one_of(where: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UserError(f'{where} "{value}" is not known.', nearest(value, known))

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # everything here is about the CPU
-
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs: everything here is about the CPU, but for `-m gpu` (`make gpu-test`)."""
+    chosen = config.getoption("markexpr", "")
+    if not re.search(r"(?<!not )\bgpu\b", chosen):
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
 @pytest.fixture(scope="session")
@@ -57,4 +63,15 @@ def demo_onnx(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Path) -
     loaded = load_model(ModelTable("resnet20-cifar", str(demo_checkpoint)), InputTable())
     path = tmp_path_factory.mktemp("demo") / "fp32.onnx"
     onnx_from_module(fold_model(loaded)[0], loaded.spec, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def demo_engine(tmp_path_factory: pytest.TempPathFactory, demo_onnx: Path) -> Path:
+    """An engine of `demo_onnx` for batches of 1 to 32, with its sidecar; do not write to it."""
+    pytest.importorskip("tensorrt_rtx")
+    from deploy_tools.engines.build import BuildConfig, engine_from_onnx
+
+    path = tmp_path_factory.mktemp("engine") / "fp32.engine"
+    engine_from_onnx(demo_onnx, path, BuildConfig("tensorrt-rtx", "1:8:32"))
     return path

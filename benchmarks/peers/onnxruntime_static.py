@@ -1,6 +1,7 @@
 """onnxruntime's own quantize_static: its calibrators, its defaults, on the same images.
 
-U8S8 with one weight scale a channel; its pre-processing runs first, as its documentation asks.
+U8S8, or S8S8 with symmetric activations, and one weight scale a channel; its pre-processing
+runs first, as its documentation asks.
 """
 
 from __future__ import annotations
@@ -22,11 +23,18 @@ METHODS = ("MinMax", "Percentile", "Entropy")
 
 
 def quantize(
-    model: Path, source: ImageSource, indices: list[int], spec: InputSpec, method: str, path: Path
+    model: Path,
+    source: ImageSource,
+    indices: list[int],
+    spec: InputSpec,
+    method: str,
+    path: Path,
+    symmetric: bool = False,
 ) -> float:
     """Write onnxruntime's static INT8 file of `model`; returns the seconds it took.
 
     method: one of METHODS. indices: the calibration images, one a call as in its examples.
+    symmetric: S8S8 with ActivationSymmetric, the grid that TensorRT takes, instead of U8S8.
     """
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -57,9 +65,10 @@ def quantize(
             options: dict[str, Any] = {
                 "quant_format": QuantFormat.QDQ,
                 "per_channel": True,
-                "activation_type": QuantType.QUInt8,
+                "activation_type": QuantType.QInt8 if symmetric else QuantType.QUInt8,
                 "weight_type": QuantType.QInt8,
                 "calibrate_method": getattr(CalibrationMethod, method),
+                "extra_options": {"ActivationSymmetric": symmetric},
             }
             quantize_static(str(ready), str(path), Reader(), **options)
     finally:

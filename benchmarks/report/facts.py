@@ -18,11 +18,16 @@ def title(report: Mapping[str, Any]) -> str:
 
 
 def fastest(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the fastest variant (offline first) whose accuracy is known; never the baseline."""
+    """Return the fastest variant (offline first) whose accuracy is known.
+
+    Never the baseline, nor the torch module: those are what the variants are compared with.
+    """
     found = [
         (run["speedup"], variant)
         for variant in ordered(report)
-        if variant["id"] != report["baseline"] and variant["accuracy"]["status"] == "ok"
+        if variant["id"] != report["baseline"]
+        and variant["runtime"] != "torch"
+        and variant["accuracy"]["status"] == "ok"
         for run in [headline_run(variant)]
         if run is not None
     ]

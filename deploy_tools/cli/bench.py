@@ -1,35 +1,46 @@
-"""deploy-tools bench accuracy | speed: ONNX files against the first one."""
+"""deploy-tools bench accuracy | speed: ONNX files and engines against the first one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from deploy_tools.cli.common import (
     PathType,
+    ProgressCallback,
     data_options,
     output_options,
     print_json,
     progress_bar,
-)  # fmt: skip
+)
+from deploy_tools.cli.model import OpenedModel, engine_options, opened_model, refuse_idle_options
 from deploy_tools.cli.show import print_table, say_session
 from deploy_tools.data import open_source
 from deploy_tools.data.source import SubsetSource, batches
 from deploy_tools.data.splits import stratified_choice
 from deploy_tools.errors import UserError
-from deploy_tools.onnx_files import input_spec_of, load_onnx, require_dynamic_batch
-from deploy_tools.runtimes import RUNTIMES, RuntimeConfig, Session, open_session
+from deploy_tools.runtimes import RUNTIMES, RuntimeConfig
 
-_PROVIDER = click.option("--provider", type=click.Choice(list(RUNTIMES)), default="onnxruntime", show_default=True, help="Runtime for all the files.")  # fmt: skip
-_PRECISION = click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Of files, and parts of files, that are not quantized.")  # fmt: skip
+if TYPE_CHECKING:
+    from benchmarks.gpu_speed import GpuRun, GpuSpeedConfig
+    from benchmarks.speed import SpeedConfig, SpeedRun
+    from benchmarks.statistics import Interval
+
+_PROVIDER = click.option("--provider", type=click.Choice(list(RUNTIMES)), default="onnxruntime", show_default=True, help="Runtime of the ONNX files; an engine has its own.")  # fmt: skip
+_PRECISION = click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Of ONNX files, and parts of them, that are not quantized.")  # fmt: skip
 _THREADS = click.option("--threads", type=click.IntRange(0), default=0, help="0 takes every core.")
+_BATCH = 64
 
 
 @click.group("bench")
 def command() -> None:
-    """Measure ONNX files against the first one given, which is the baseline."""
+    """Measure ONNX files and engines against the first one given, which is the baseline."""
 
 
 @command.command("accuracy")
@@ -39,6 +50,7 @@ def command() -> None:
 @_PROVIDER
 @_PRECISION
 @_THREADS
+@engine_options
 @output_options
 def accuracy(
     models: tuple[Path, ...],
@@ -49,6 +61,8 @@ def accuracy(
     provider: str,
     precision: str,
     threads: int,
+    memory: str,
+    cuda_graph: bool,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -63,20 +77,22 @@ def accuracy(
     from benchmarks.accuracy import accuracy_from_predictions
     from benchmarks.predictions import predictions_from_images
 
+    refuse_idle_options(models)
     loaded = open_source(source, data, split)
     if images is not None:
         loaded = SubsetSource(loaded, stratified_choice(loaded.labels, images, 0).tolist(), split)
-    found, runs_in = [], {}
+    config = RuntimeConfig(provider, threads, precision, memory=memory, cuda_graph=cuda_graph)
+    found, runs_in, runtimes = [], {}, {}
     with progress_bar(quiet) as progress:
         for model in models:
-            proto = load_onnx(model)
-            require_dynamic_batch(proto, model)
-            session = open_session(model, RuntimeConfig(provider, threads, precision))
-            runs_in[str(model)] = session.precision
-            say_session(model, session, verbose)
-            spec = input_spec_of(proto, model)
-            found.append(predictions_from_images(session, loaded, spec, progress=progress))
-            session.close()
+            with opened_model(model, config) as opened:
+                session = opened.session
+                runs_in[str(model)], runtimes[str(model)] = session.precision, session.runtime
+                say_session(model, session, verbose)
+                batch = opened.batch(_BATCH)
+                found.append(
+                    predictions_from_images(session, loaded, opened.spec, batch, None, progress)
+                )
     rows = {
         str(m): accuracy_from_predictions(p, found[0]) for m, p in zip(models, found, strict=True)
     }
@@ -89,11 +105,18 @@ def accuracy(
         )
         return
     for model_name, result in rows.items():
-        click.echo(f"{model_name} ({provider} {runs_in[model_name]}): {result}")
+        click.echo(f"{model_name} ({runtimes[model_name]} {runs_in[model_name]}): {result}")
 
 
 @command.command("speed")
 @click.argument("models", nargs=-1, required=True, type=PathType)
+@click.option(
+    "--scenario",
+    "scenarios",
+    multiple=True,
+    type=click.Choice(["single-stream", "offline"]),
+    help="One image or one batch after the other; repeatable. Default: both.",
+)
 @click.option(
     "--batch", type=click.IntRange(1), default=8, show_default=True, help="Of the offline scenario."
 )
@@ -118,9 +141,12 @@ def accuracy(
 @_PROVIDER
 @_PRECISION
 @_THREADS
+@engine_options
+@click.option("-o", "--out", type=PathType, metavar="DIR", help="Keep the raw timings there.")
 @output_options
 def speed(
     models: tuple[Path, ...],
+    scenarios: tuple[str, ...],
     batch: int,
     rounds: int,
     seconds: float,
@@ -131,63 +157,176 @@ def speed(
     provider: str,
     precision: str,
     threads: int,
+    memory: str,
+    cuda_graph: bool,
+    out: Path | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
     """Latency, images/s and speedup of MODELS, interleaved in one process, on real images.
 
+    Engines are also timed on the GPU's own clock, without and with the copies of their data.
+
     \b
-    Example:
+    Examples:
       deploy-tools bench speed out/fp32.onnx out/int8-static-ort.onnx --source fashion-mnist
+      deploy-tools bench speed out/fp16.engine out/int8.engine --source fashion-mnist -o out
     """  # fmt: skip
-    from benchmarks.speed import SpeedConfig, measure_speed
+    from benchmarks.speed import SCENARIOS, SpeedConfig, measure_speed
 
     if len(set(models)) != len(models):
         raise UserError("a file is given twice.")
-    sessions: dict[str, Session] = {}
-    for model in models:
-        require_dynamic_batch(load_onnx(model), model)
-        sessions[str(model)] = open_session(model, RuntimeConfig(provider, threads, precision))
-        say_session(model, sessions[str(model)], verbose)
-    spec = input_spec_of(load_onnx(models[0]), models[0])
-    loaded = open_source(source, data, split)
+    refuse_idle_options(models)
+    chosen = tuple(name for name in SCENARIOS if name in (scenarios or SCENARIOS))
+    _refuse_idle_batch(chosen)
+    runtime = RuntimeConfig(provider, threads, precision, memory=memory, cuda_graph=cuda_graph)
+    config = SpeedConfig(chosen, batch=batch, rounds=rounds, seconds_per_round=seconds, seed=seed)
+    with ExitStack() as stack:
+        opened: dict[str, OpenedModel] = {}
+        for model in models:
+            opened[str(model)] = stack.enter_context(opened_model(model, runtime))
+            _require_batches(opened[str(model)], config)
+            say_session(model, opened[str(model)].session, verbose)
+        spec = opened[str(models[0])].spec
+        loaded = open_source(source, data, split)
 
-    def images(count: int) -> Any:
-        return next(batches(loaded, spec, count, [i % len(loaded) for i in range(count)]))[0]
+        def images(count: int) -> Any:
+            return next(batches(loaded, spec, count, [i % len(loaded) for i in range(count)]))[0]
 
-    config = SpeedConfig(batch=batch, rounds=rounds, seconds_per_round=seconds, seed=seed)
-    with progress_bar(quiet) as progress:
-        runs = measure_speed(sessions, images, str(models[0]), config, progress)
+        sessions = {name: found.session for name, found in opened.items()}
+        with progress_bar(quiet) as progress:
+            runs = measure_speed(sessions, images, str(models[0]), config, progress)
+            gpu_runs, gpu_config = _measure_engines(opened, images, config, progress)
+    kept = _keep(runs, gpu_runs, gpu_config, out) if out is not None else {}
+    precisions = {name: session.precision for name, session in sessions.items()}
     if as_json:
-        print_json(
-            {
-                "baseline": str(models[0]),
-                "runs": [
-                    {"model": r.variant, "runs_in": sessions[r.variant].precision, **r.to_dict()}
-                    for r in runs
-                ],
-            }
-        )
-        return
-    headers = [
-        "model",
-        "runs in",
-        "scenario",
-        "batch",
-        "p50 ms",
-        "p99 ms",
-        "images/s",
-        "speedup [95 %]",
-    ]
+        _print_speed_json(runs, gpu_runs, precisions, kept)
+    else:
+        _print_speed(runs, gpu_runs, precisions)
+
+
+def _refuse_idle_batch(scenarios: Sequence[str]) -> None:
+    given = click.get_current_context().get_parameter_source("batch") == ParameterSource.COMMANDLINE
+    if given and "offline" not in scenarios:
+        raise click.UsageError("--batch has no effect here: it goes with --scenario offline.")
+
+
+def _require_batches(opened: OpenedModel, config: SpeedConfig) -> None:
+    """Refuse a file before anything is timed where it takes a scenario's batch not as it is."""
+    for scenario in config.scenarios:
+        try:
+            opened.require_batch(config.batch_of(scenario))
+        except UserError as error:
+            others = [name for name in config.scenarios if name != scenario]
+            hint = f" Or leave {scenario} out: --scenario {others[0]}." if others else ""
+            raise UserError(error.message, f"{error.hint}{hint}") from error
+
+
+def _measure_engines(
+    opened: Mapping[str, OpenedModel],
+    images: Callable[[int], Any],
+    config: SpeedConfig,
+    progress: ProgressCallback | None,
+) -> tuple[list[GpuRun], GpuSpeedConfig]:
+    """Time the engines among the files with CUDA events, against the first engine."""
+    from benchmarks.gpu_speed import GpuSpeedConfig, measure_gpu_speed
+
+    sizes = {config.batch_of(scenario): None for scenario in config.scenarios}
+    chosen = GpuSpeedConfig(tuple(sizes), rounds=config.rounds, seed=config.seed)
+    engines: dict[str, Any] = {n: o.session for n, o in opened.items() if o.is_engine}
+    if not engines:
+        return [], chosen
+    return measure_gpu_speed(engines, images, next(iter(engines)), chosen, progress), chosen
+
+
+def _keep(
+    runs: Sequence[SpeedRun], gpu_runs: Sequence[GpuRun], config: GpuSpeedConfig, out: Path
+) -> dict[str, str]:
+    """Write the raw timings below `out`; returns "runs" and "gpu" files by the model's name."""
+    from benchmarks.gpu_speed import save_gpu_samples
+    from benchmarks.speed import save_samples
+
+    names = _file_names([run.variant for run in runs])
+    files = save_samples(
+        [replace(r, samples=replace(r.samples, variant=names[r.variant])) for r in runs], out
+    )
+    gpu_files = save_gpu_samples(
+        [replace(r, variant=names[r.variant]) for r in gpu_runs], out, config
+    )
+    kept = {model: str(files[name]) for model, name in names.items()}
+    return kept | {f"gpu {m}": str(gpu_files[n]) for m, n in names.items() if n in gpu_files}
+
+
+def _file_names(models: Sequence[str]) -> dict[str, str]:
+    """A name for each model's file of timings: its own, or its path where two are alike."""
+    own = [Path(model).name for model in models]
+    return {
+        model: name
+        if own.count(name) == models.count(model)
+        else model.strip("/").replace("/", "_")
+        for model, name in zip(models, own, strict=True)
+    }
+
+
+def _print_speed_json(
+    runs: Sequence[SpeedRun],
+    gpu_runs: Sequence[GpuRun],
+    precisions: Mapping[str, str],
+    kept: Mapping[str, str],
+) -> None:
+    def entry(run: SpeedRun | GpuRun, samples: str | None) -> dict[str, Any]:
+        said = {"model": run.variant, "runs_in": precisions[run.variant]}
+        return said | run.to_dict(samples)
+
+    value: dict[str, Any] = {
+        "baseline": runs[0].variant,
+        "runs": [entry(run, kept.get(run.variant)) for run in runs],
+    }
+    if gpu_runs:
+        value["gpu_baseline"] = gpu_runs[0].variant
+        value["gpu_runs"] = [entry(run, kept.get(f"gpu {run.variant}")) for run in gpu_runs]
+    print_json(value)
+
+
+def _print_speed(
+    runs: Sequence[SpeedRun], gpu_runs: Sequence[GpuRun], precisions: Mapping[str, str]
+) -> None:
+    headers = ["model", "runs in", "scenario", "batch", "p50 ms", "p99 ms", "images/s", "speedup [95 %]"]  # fmt: skip
     rows = [
         [
-            run.variant, sessions[run.variant].precision, run.scenario, str(run.batch), f"{run.latency_ms['p50'].estimate:.2f}",
-            f"{run.latency_ms['p99'].estimate:.2f}", f"{run.images_per_s.estimate:.0f}",
-            f"{run.speedup.estimate:.2f} [{run.speedup.low:.2f}, {run.speedup.high:.2f}]",
+            run.variant, precisions[run.variant], run.scenario, str(run.batch), f"{run.latency_ms['p50'].estimate:.2f}",
+            f"{run.latency_ms['p99'].estimate:.2f}", f"{run.images_per_s.estimate:.0f}", _ratio(run.speedup),
         ]
         for run in runs
     ]  # fmt: skip
     print_table(headers, rows)
     for note in {run.note for run in runs if run.note}:
         click.echo(note)
+    if gpu_runs:
+        _print_gpu(gpu_runs)
+
+
+def _print_gpu(runs: Sequence[GpuRun]) -> None:
+    click.echo(
+        "\nOn the GPU's own clock (CUDA events); images/s and speedup are of the computation alone:"
+    )
+    headers = ["engine", "batch", "CUDA graph", "compute p50 ms", "compute p99 ms", "with copies p50 ms", "with copies p99 ms", "compute images/s", "compute speedup [95 %]"]  # fmt: skip
+    rows = []
+    for run in runs:
+        compute, copies = run.percentiles_ms("compute"), run.percentiles_ms("with_copies")
+        times = [found[name].estimate for found in (compute, copies) for name in ("p50", "p99")]
+        rate = run.images_per_s["compute"].estimate
+        rows.append(
+            [run.variant, str(run.batch), "yes" if run.cuda_graph else "no", *(f"{time:.4f}" for time in times), f"{rate:.0f}", _ratio(run.speedup["compute"])]
+        )  # fmt: skip
+    print_table(headers, rows)
+    for note in dict.fromkeys(run.note for run in runs if run.note):
+        click.echo(note)
+    for when, state in (("before", runs[0].states[0]), ("after", runs[-1].states[-1])):
+        said = ", ".join(f"{key} {value}" for key, value in state.items() if value is not None)
+        click.echo(f"GPU {when}: {said or 'its clocks and temperature cannot be read here'}")
+
+
+def _ratio(speedup: Interval) -> str:
+    return f"{speedup.estimate:.2f} [{speedup.low:.2f}, {speedup.high:.2f}]"

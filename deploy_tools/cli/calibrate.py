@@ -23,8 +23,11 @@ from deploy_tools.onnx_files import input_spec_of, load_onnx, require_dynamic_ba
 from deploy_tools.recipe import METHODS
 
 if TYPE_CHECKING:
+    import onnx
+
     from calibration.identity import StatisticsIdentity
     from calibration.statistics import Statistics
+    from calibration.table import RangeTable
 
 
 @click.command("calibrate")
@@ -63,6 +66,16 @@ if TYPE_CHECKING:
     help="With --method percentile.",
 )
 @click.option("--threads", type=click.IntRange(0), default=0, help="0 takes every core.")
+@click.option(
+    "--write-tensorrt-cache",
+    is_flag=True,
+    help="Also write calibration/tensorrt.cache, for a Jetson's trtexec.",
+)
+@click.option(
+    "--tensorrt-version",
+    metavar="X.Y.Z[.B]",
+    help="With --write-tensorrt-cache: TensorRT's version on the device, up to 10.",
+)
 @out_option()
 @output_options
 def command(
@@ -77,6 +90,8 @@ def command(
     method: str,
     percentile: float,
     threads: int,
+    write_tensorrt_cache: bool,
+    tensorrt_version: str | None,
     out: Path,
     as_json: bool,
     quiet: bool,
@@ -91,6 +106,15 @@ def command(
     Example:
       deploy-tools calibrate out/fp32.onnx --source imagefolder --data photos --split train \\
           --images 512 --method mse -o out
+
+    A Jetson with DLA and TensorRT up to 10 wants the ranges as a calibration cache, with its own
+    version in it. The outputs have no scale there, so the last layer runs in FP16.
+
+    \b
+      deploy-tools calibrate out/fp32.onnx --source imagefolder --data photos -o out \\
+          --write-tensorrt-cache --tensorrt-version 10.3.0
+      trtexec --onnx=out/fp32.onnx --shapes=input:1x3x224x224 --int8 --fp16 \\
+          --calib=out/calibration/tensorrt.cache --useDLACore=0 --allowGPUFallback
     """  # fmt: skip
     from calibration import collect
     from calibration.identity import StatisticsIdentity
@@ -98,7 +122,7 @@ def command(
     from calibration.statistics import FILE
     from deploy_tools.quantization.static import activation_tensors
 
-    _refuse_idle_options(choose, method)
+    _refuse_idle_options(choose, method, write_tensorrt_cache)
     proto = load_onnx(model)
     require_dynamic_batch(proto, model)
     spec = input_spec_of(proto, model)
@@ -106,6 +130,8 @@ def command(
     selection = select_images(images_source, SelectConfig(images, choose, seed, list_file))
     config = collect.CalibrateConfig(method=method, percentile=percentile, threads=threads)
     tensors = activation_tensors(proto)
+    if tensorrt_version is not None:
+        _require_cacheable(tensorrt_version, proto, tensors)
     folder = out / "calibration"
     statistics_path = folder / FILE
     identity = StatisticsIdentity.of(sha256_of_file(model), selection.content_hash, spec, tensors)
@@ -126,11 +152,14 @@ def command(
         table.save(folder / "ranges.json")
         settings = {"method": method, **config.settings}
         directory.add("ranges", "calibration/ranges.json", "calibrate", settings, parents)
+        written = {"file": str(folder / "ranges.json")}
+        if tensorrt_version is not None:
+            written["tensorrt_cache"] = _write_cache(directory, table, proto, tensorrt_version)
     if as_json:
-        print_json({"file": str(folder / "ranges.json"), "tensors": len(table.tensors)})
+        print_json({**written, "tensors": len(table.tensors)})
         return
     click.echo(table if verbose else f"{len(table.tensors)} ranges, {method}, {selection}")
-    click.echo(f"{folder / 'ranges.json'} written.")
+    click.echo(f"{' and '.join(written.values())} written.")
 
 
 def _kept_statistics(path: Path, identity: StatisticsIdentity) -> Statistics | None:
@@ -144,7 +173,31 @@ def _kept_statistics(path: Path, identity: StatisticsIdentity) -> Statistics | N
     return found if found.identity == identity else None
 
 
-def _refuse_idle_options(choose: str, method: str) -> None:
+def _require_cacheable(version: str, proto: onnx.ModelProto, tensors: tuple[str, ...]) -> None:
+    """Refuse a version or a tensor name before the images are run rather than after."""
+    from calibration.tensorrt_cache import require_cache_name, require_readable
+
+    require_readable(version, proto)
+    for name in tensors:
+        require_cache_name(name)
+
+
+def _write_cache(
+    directory: ArtifactDirectory, table: RangeTable, proto: onnx.ModelProto, version: str
+) -> str:
+    """Write the ranges as TensorRT's calibration cache; return where."""
+    from calibration.tensorrt_cache import FILE, write_tensorrt_cache
+
+    file = f"calibration/{FILE}"
+    path = directory.path(file)
+    write_tensorrt_cache(table, proto, path, version)
+    ranges = directory.artifacts["ranges"].sha256
+    settings = {"tensorrt_version": version}
+    directory.add("tensorrt-cache", file, "calibrate", settings, {"ranges": ranges})
+    return str(path)
+
+
+def _refuse_idle_options(choose: str, method: str, cache: bool) -> None:
     """Refuse an option that the others leave without effect: its user expects one."""
     context = click.get_current_context()
     drawn = "--choose stratified or --choose random"
@@ -153,7 +206,12 @@ def _refuse_idle_options(choose: str, method: str) -> None:
         ("images", choose != "list", drawn),
         ("seed", choose != "list", drawn),
         ("list_file", choose == "list", "--choose list"),
+        ("tensorrt_version", cache, "--write-tensorrt-cache"),
     ):
         if context.get_parameter_source(name) == ParameterSource.COMMANDLINE and not used:
-            option = name.removesuffix("_file")
+            option = name.removesuffix("_file").replace("_", "-")
             raise click.UsageError(f"--{option} has no effect here: it goes with {needed}.")
+    if cache and context.params["tensorrt_version"] is None:
+        raise click.UsageError(
+            "--write-tensorrt-cache needs --tensorrt-version, TensorRT's version on the device."
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -16,6 +17,11 @@ _PARTS = {
     "timm": ("timm", "torch", "timm: architectures"),
     "onnxruntime-ep-openvino": ("onnxruntime_ep_openvino", "openvino", "the openvino runtime"),
     "matplotlib": ("matplotlib", "report", "plots in report.html"),
+    "tensorrt": ("tensorrt", "tensorrt", "builds and runs engines on a GPU"),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx", "builds engines without a GPU too"),
+    "cuda-bindings": ("cuda.bindings", "tensorrt-rtx", "runs engines"),
+    "pycuda": ("pycuda", "pycuda", "runs engines, in place of cuda-bindings"),
+    "polygraphy": ("polygraphy", "polygraphy", "inspects and compares what build made"),
 }
 
 
@@ -29,15 +35,17 @@ def command(as_json: bool, quiet: bool, verbose: bool) -> None:
       deploy-tools doctor
     """
     from benchmarks.environment import describe_environment
+    from deploy_tools.runtimes.gpu import find_gpu, why_no_gpu
 
-    environment = describe_environment()
+    environment, gpu = describe_environment(), find_gpu()
     parts = {
         name: {"found": _found(module), "extra": extra, "for": what}
         for name, (module, extra, what) in _PARTS.items()
     }
     target = _target(environment["cpu"], bool(parts["onnxruntime-ep-openvino"]["found"]))
     if as_json:
-        print_json({"environment": environment, "parts": parts, "target": target})
+        found = asdict(gpu) if gpu else None
+        print_json({"environment": environment, "gpu": found, "parts": parts, "target": target})
         return
     for key, value in environment.items():
         shown = (
@@ -49,7 +57,13 @@ def command(as_json: bool, quiet: bool, verbose: bool) -> None:
             "found" if part["found"] else f"missing; pip install 'deploy-tools[{part['extra']}]'"
         )
         click.echo(f"{name}: {state} ({part['for']})")
-    click.echo(f"INT8 target for this machine: {target}")
+    if gpu:
+        click.echo(
+            f"GPU: {gpu.name}, compute capability {gpu.compute_capability}, CUDA {gpu.driver}"
+        )
+    else:
+        click.echo(f"GPU: none ({why_no_gpu()}); engines are built where they can be, not run")
+    click.echo(f"INT8 target for this machine's CPU: {target}")
 
 
 def _found(module: str) -> bool:

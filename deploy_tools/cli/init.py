@@ -34,13 +34,18 @@ evaluation = {{ split = "val", images = "all" }}
 [[variant]]
 precision = "int8"
 method = "static"                  # or "dynamic"
-target = "ort-cpu"                 # openvino | arm | x86-no-vnni
+target = "ort-cpu"                 # openvino | arm | x86-no-vnni | tensorrt | tensorrt-rtx
 ranges = "mse"                     # minmax | entropy | percentile | mse
 
 [[variant]]
 precision = "int8"
 method = "static"
 target = "openvino"
+
+# [[variant]]                      # an engine; the extra tensorrt-rtx builds it without a GPU
+# precision = "fp16"
+# target = "tensorrt-rtx"
+# batch = {{ min = 1, opt = 8, max = 32 }}
 
 [speed]
 scenarios = ["single-stream", "offline"]

@@ -25,8 +25,11 @@ COMMANDS = {
     "export": "export",
     "calibrate": "calibrate",
     "quantize": "quantize",
+    "cast": "cast",
     "bench": "bench",
+    "build": "build",
     "inspect": "inspect",
+    "explain": "explain",
     "predict": "predict",
     "doctor": "doctor",
 }

@@ -78,6 +78,8 @@ def dynamic(
     "--per-tensor", is_flag=True, help="One weight scale a tensor instead of one a channel."
 )
 @click.option("--exclude", multiple=True, metavar="NODE", help="A node that stays in float.")
+@click.option("--float-first", is_flag=True, help="Leave the first convolution in float.")
+@click.option("--float-last", is_flag=True, help="Leave the final Gemm in float.")
 @out_option()
 @output_options
 def static(
@@ -86,6 +88,8 @@ def static(
     target: str,
     per_tensor: bool,
     exclude: tuple[str, ...],
+    float_first: bool,
+    float_last: bool,
     out: Path,
     as_json: bool,
     quiet: bool,
@@ -108,7 +112,7 @@ def static(
             f"{ranges_file} was made from another file than {model}.", "Run calibrate on it."
         )
     path = out / f"int8-static-{'ort' if target == 'ort-cpu' else target}.onnx"
-    config = StaticConfig(target, not per_tensor, exclude)
+    config = StaticConfig(target, not per_tensor, exclude, not float_first, not float_last)
     with ArtifactDirectory(out) as directory:
         summary = qdq_from_onnx(model, table, path, config)
         parents = {"fp32.onnx": table.model_sha256, "ranges": sha256_of_file(ranges_file)}

@@ -35,7 +35,7 @@ from deploy_tools.recipe import load_recipe
     "--force",
     multiple=True,
     metavar="STAGE",
-    help="Make this stage's results again: fuse, export, select, calibrate, quantize, predict, speed or memory.",
+    help="Make this stage's results again: fuse, export, select, calibrate, quantize, cast, build, predict, speed or memory.",
 )
 @click.option(
     "--dry-run", is_flag=True, help="Say what would be made and what would be kept; make nothing."

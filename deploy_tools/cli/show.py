@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from deploy_tools.cli.common import print_json
 from deploy_tools.pipeline import RunResult
@@ -23,7 +24,8 @@ def print_report(report: dict[str, Any], out: Path) -> None:
 
     console = _console()
     print_table(*summary_rows(report, console.width), console)
-    click.echo(headline(report))
+    if text := headline(report):
+        click.echo(text)
     for variant, stage, status, reason in not_done(report):
         click.echo(f"{variant}: {stage} {status}: {reason}")
     for variant, note in notes(report):
@@ -34,12 +36,15 @@ def print_report(report: dict[str, Any], out: Path) -> None:
 def print_table(
     headers: Sequence[str], rows: Sequence[Sequence[str]], console: Console | None = None
 ) -> None:
-    """Print a table; cells may hold two lines."""
+    """Print a table; cells may hold two lines.
+
+    Cells are shown as they are: a node may be named "[/relu]", which is no markup.
+    """
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for position, header in enumerate(headers):
         table.add_column(header, justify="left" if position == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     (console or _console()).print(table)
 
 

@@ -19,6 +19,7 @@ from deploy_tools.data.source import ImageSource, SubsetSource
 from deploy_tools.data.spec import InputSpec
 from deploy_tools.data.splits import stratified_choice
 from deploy_tools.errors import DeployToolsError, MissingDependencyError, OutputError
+from deploy_tools.pipeline.engines import build_variant, cast_variant
 from deploy_tools.pipeline.model import FUSED, LoadedModel, fold_model, load_model, model_parents
 from deploy_tools.pipeline.quantize import quantize_variant
 from deploy_tools.pipeline.stages import StageRunner
@@ -30,15 +31,30 @@ FP32_FILE = "fp32.onnx"
 
 @dataclass
 class Outcome:
-    """What became of one variant: its file, and why a part of it is missing."""
+    """What became of one variant: its files, and why a part of it is missing.
+
+    artifact: its ONNX file, None for the torch module. engine: what was built from it.
+    """
 
     variant: Variant
     artifact: Artifact | None = None
+    engine: Artifact | None = None
     status: dict[str, dict[str, str]] = field(default_factory=dict)
     result: Accuracy | None = None
     runs: list[SpeedRun] = field(default_factory=list)
     session: dict[str, Any] = field(default_factory=dict)
     peak_rss_bytes: int | None = None
+
+    @property
+    def loaded(self) -> Artifact | None:
+        """The file that is run: the engine, or the ONNX file where that stands in for it."""
+        wants_engine = self.variant.engine and not self.variant.simulated
+        return self.engine if wants_engine else self.artifact
+
+    @property
+    def can_run(self) -> bool:
+        """Whether there is something to run."""
+        return self.variant.runtime == "torch" or self.loaded is not None
 
     def ok(self, part: str) -> bool:
         """Whether this part ("build", "accuracy", "speed") is done."""
@@ -137,16 +153,14 @@ class Run:
         selection: Selection | None = None
         for outcome in self.outcomes:
             variant = outcome.variant
-            if variant.method == "none":
+            if variant.method == "none" and not variant.engine:
                 outcome.artifact = None if variant.runtime == "torch" else fp32
                 outcome.say("build", "ok")
                 continue
             if variant.method == "static" and selection is None:
                 selection = self.select()
             try:
-                outcome.artifact = quantize_variant(
-                    self.runner, variant, fp32, selection, self.calibration, lambda: self.spec
-                )
+                self._make(outcome, fp32, selection)
                 outcome.say("build", "ok")
             except MissingDependencyError as error:
                 outcome.say("build", "skipped", str(error))
@@ -154,6 +168,17 @@ class Run:
                 raise
             except DeployToolsError as error:
                 outcome.say("build", "failed", str(error))
+
+    def _make(self, outcome: Outcome, fp32: Artifact, selection: Selection | None) -> None:
+        variant = outcome.variant
+        if variant.method == "none":
+            outcome.artifact = cast_variant(self.runner, variant, fp32)
+        else:
+            outcome.artifact = quantize_variant(
+                self.runner, variant, fp32, selection, self.calibration, lambda: self.spec
+            )
+        if variant.engine:
+            outcome.engine = build_variant(self.runner, variant, outcome.artifact)
 
     def _source(self, split: str) -> ImageSource:
         data = self.recipe.data

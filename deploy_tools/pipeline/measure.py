@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +18,11 @@ from benchmarks.speed import SpeedConfig, SpeedRun, measure_speed, save_samples
 from deploy_tools.artifacts import Artifact
 from deploy_tools.data.source import batches, source_hash
 from deploy_tools.errors import DeployToolsError, MissingDependencyError, OutputError
+from deploy_tools.pipeline.engines import batch_of
 from deploy_tools.pipeline.variants import BASELINE, Variant
+from deploy_tools.recipe import ENGINE_TARGETS
 from deploy_tools.runtimes import RuntimeConfig, Session, open_session
+from deploy_tools.runtimes.gpu import find_gpu
 
 if TYPE_CHECKING:
     from deploy_tools.pipeline.making import Outcome, Run
@@ -34,29 +38,37 @@ def measure(run: Run, fp32: Artifact) -> None:
         if outcome.variant.id == BASELINE:
             _predict(run, outcome, fp32, data)
             outcome.say("accuracy", "ok")
-        elif outcome.ok("build"):
+        elif outcome.can_run:
             _guarded(outcome, "accuracy", lambda o=outcome: _predict(run, o, fp32, data))
     if not run.runner.dry:
         _compare(run)
     _speed(run, data)
     for outcome in run.outcomes:
-        if outcome.ok("speed") and outcome.artifact is not None:
+        if outcome.ok("speed") and outcome.loaded is not None:
             _memory(run, outcome)
 
 
 def runtime_config(run: Run, variant: Variant) -> RuntimeConfig:
-    """Return how a variant's session is opened."""
-    return RuntimeConfig(variant.runtime, run.recipe.speed.threads, variant.runtime_precision)
+    """Return how a variant's session is opened.
+
+    An engine that does not run here is simulated: onnxruntime runs the very ONNX file that it
+    was built from, without the fusions that would change its arithmetic.
+    """
+    threads = run.recipe.speed.threads
+    if variant.engine and variant.simulated:
+        return RuntimeConfig("onnxruntime", threads, fusions=False)
+    return RuntimeConfig(variant.runtime, threads, variant.runtime_precision)
 
 
 def open_variant(run: Run, outcome: Outcome) -> Session:
-    """Open the variant's session: the torch module, or its ONNX file in its runtime."""
+    """Open the variant's session: the torch module, or its file in its runtime."""
     variant = outcome.variant
     if variant.runtime == "torch":
         from deploy_tools.runtimes.torch import TorchSession
 
         return TorchSession(run.loaded.module, run.recipe.speed.threads)
-    return open_session(run.runner.directory.path(variant.file), runtime_config(run, variant))
+    file = outcome.loaded.file if outcome.loaded else variant.file
+    return open_session(run.runner.directory.path(file), runtime_config(run, variant))
 
 
 def _guarded(outcome: Outcome, part: str, work: Any) -> None:
@@ -74,14 +86,16 @@ def _guarded(outcome: Outcome, part: str, work: Any) -> None:
 
 def _predict(run: Run, outcome: Outcome, fp32: Artifact, data: str) -> None:
     variant = outcome.variant
-    model = outcome.artifact or fp32
+    model = outcome.loaded or fp32
+    config = runtime_config(run, variant)
+    batch = min(_BATCH, batch_of(variant).max) if variant.engine else _BATCH
     file = f"predictions/{variant.id}.npz"
 
     def make(path: Any) -> Mapping[str, Any]:
         session = open_variant(run, outcome)
         try:
             predictions_from_images(
-                session, run.evaluation, run.spec, _BATCH, None, run.runner.progress
+                session, run.evaluation, run.spec, batch, None, run.runner.progress
             ).save(path)
             return {
                 "provider": session.provider,
@@ -92,8 +106,8 @@ def _predict(run: Run, outcome: Outcome, fp32: Artifact, data: str) -> None:
             session.close()
 
     settings = {
-        "runtime": variant.runtime, "precision": variant.runtime_precision,
-        "threads": run.recipe.speed.threads, "machine": _machine(variant.runtime),
+        "runtime": config.runtime, "precision": config.precision, "fusions": config.fusions,
+        "threads": config.threads, "machine": _machine(config.runtime),
     }  # fmt: skip
     artifact = run.runner.run(
         "predict", file, file, settings, {"model": model.sha256, "images": data}, make
@@ -139,7 +153,7 @@ def _speed(run: Run, data: str) -> None:
         "machine": {o.variant.runtime: _machine(o.variant.runtime) for o in timed},
         "variants": {o.variant.id: [o.variant.runtime, o.variant.runtime_precision] for o in timed},
     }  # fmt: skip
-    parents = {o.variant.id: o.artifact.sha256 if o.artifact else "torch" for o in timed}
+    parents = {o.variant.id: o.loaded.sha256 if o.loaded else "torch" for o in timed}
     files = {f"samples/{o.variant.id}.jsonl": f"samples/{o.variant.id}.jsonl" for o in timed}
     run.runner.run_together(
         "speed", files, settings, parents | {"images": data}, lambda: _timed(run, timed, config)
@@ -168,8 +182,13 @@ def _timed(
 def _open_and_try(run: Run, outcome: Outcome, sessions: dict[str, Session]) -> None:
     """Add the variant's session once it has run a batch: one that cannot stops no other."""
     session = open_variant(run, outcome)
-    for batch in (1, run.recipe.speed.batch):
-        session.run(_images(run, batch))
+    speed = run.recipe.speed
+    try:
+        for batch in {1, speed.batch if "offline" in speed.scenarios else 1}:
+            session.run(_images(run, batch))
+    except BaseException:
+        session.close()
+        raise
     sessions[outcome.variant.id] = session
 
 
@@ -189,7 +208,7 @@ def _read_runs(run: Run, timed: list[Outcome]) -> None:
 
 
 def _memory(run: Run, outcome: Outcome) -> None:
-    artifact, variant = outcome.artifact, outcome.variant
+    artifact, variant = outcome.loaded, outcome.variant
     if artifact is None:
         return
     name = f"memory/{variant.id}"
@@ -223,6 +242,14 @@ def _memory(run: Run, outcome: Outcome) -> None:
 def _machine(runtime: str) -> dict[str, Any]:
     """Return the CPU and the runtime's version: with another of either, old results are stale."""
     environment = describe_environment()
-    packages = {"torch": ["torch"], "openvino": ["onnxruntime", "onnxruntime-ep-openvino"]}
+    packages = {
+        "torch": ["torch"], "openvino": ["onnxruntime", "onnxruntime-ep-openvino"],
+        "tensorrt": ["tensorrt"], "tensorrt-rtx": ["tensorrt-rtx-cu13"],
+    }  # fmt: skip
     names = packages.get(runtime, ["onnxruntime"])
+    if runtime in ENGINE_TARGETS:
+        gpu = find_gpu()
+        return {"gpu": asdict(gpu) if gpu else None} | {
+            n: environment["packages"].get(n) for n in names
+        }
     return {"cpu": environment["cpu"], **{n: environment["packages"].get(n) for n in names}}

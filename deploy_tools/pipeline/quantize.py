@@ -15,6 +15,7 @@ from deploy_tools.artifacts import Artifact
 from deploy_tools.data.source import ImageSource
 from deploy_tools.data.spec import InputSpec
 from deploy_tools.onnx_files import load_onnx
+from deploy_tools.pipeline.engines import in_fp16
 from deploy_tools.pipeline.stages import StageRunner
 from deploy_tools.pipeline.variants import Variant
 from deploy_tools.quantization.dynamic import DynamicConfig, dynamic_from_onnx
@@ -39,14 +40,24 @@ def quantize_variant(
     table = variant.table
     config = CalibrateConfig(method=table.ranges or "mse", percentile=table.percentile or 99.999)
     ranges = calibrated_ranges(runner, fp32, selection, source, spec, config)
-    static = StaticConfig(variant.target, table.per_channel is not False, table.exclude)
+    static = StaticConfig(
+        target="tensorrt" if variant.engine else variant.target,
+        per_channel=table.per_channel is not False,
+        exclude=table.exclude,
+        first_conv=table.first_conv is not False,
+        last_gemm=table.last_gemm is not False,
+    )
+    rest = (table.rest or "fp16") if variant.engine else "fp32"
 
-    def make(path: Path) -> Mapping[str, Any]:
+    def write(path: Path) -> Mapping[str, Any]:
         ranges_table = RangeTable.load(runner.directory.path(ranges.file))
         return _notes(qdq_from_onnx(model, ranges_table, path, static))
 
+    def make(path: Path) -> Mapping[str, Any]:
+        return in_fp16(write, path) if rest == "fp16" else write(path)
+
     return runner.run(
-        "quantize", f"{variant.id}.onnx", variant.file, _plain(asdict(static)),
+        "quantize", f"{variant.id}.onnx", variant.file, _plain(asdict(static)) | {"rest": rest},
         {"fp32.onnx": fp32.sha256, "ranges": ranges.sha256}, make,
     )  # fmt: skip
 

@@ -70,29 +70,37 @@ def _calibration(run: Run) -> dict[str, Any] | None:
 
 
 def _entry(outcome: Outcome) -> dict[str, Any]:
-    variant, artifact = outcome.variant, outcome.artifact
+    variant, artifact = outcome.variant, outcome.engine or outcome.artifact
     status = outcome.status
     accuracy: Accuracy | dict[str, str] = outcome.result or status.get(
         "accuracy", {"status": "skipped", "reason": "it was not built"}
     )
     speed: list[SpeedRun] | dict[str, str] = outcome.runs or status["speed"]
-    measured = isinstance(accuracy, Accuracy)
+    measured, session = isinstance(accuracy, Accuracy), outcome.session
     return variant_entry(
         id=variant.id,
         precision=variant.precision,
         method=variant.method,
         target=variant.target,
         runtime=variant.runtime,
-        provider=outcome.session.get("provider"),
+        provider=None if variant.engine and variant.simulated else session.get("provider"),
         accuracy=accuracy,
         speed=speed,
         build=status["build"],
         file=artifact.file if artifact else None,
         sha256=artifact.sha256 if artifact else None,
         size_bytes=artifact.size_bytes if artifact else None,
-        runs_in=outcome.session.get("runs_in"),
+        runs_in=_runs_in(outcome),
         simulated=bool(variant.simulated),
         predictions=f"predictions/{variant.id}.npz" if measured else None,
         samples=f"samples/{variant.id}.jsonl" if outcome.runs else None,
         peak_rss_bytes=outcome.peak_rss_bytes,
     )
+
+
+def _runs_in(outcome: Outcome) -> str | None:
+    """Return what the variant computes in: for an engine, what its build log says."""
+    if outcome.engine is not None:
+        return str(outcome.engine.notes["precision"])
+    simulated = outcome.variant.engine and outcome.variant.simulated
+    return None if simulated else outcome.session.get("runs_in")

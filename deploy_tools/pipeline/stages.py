@@ -13,7 +13,10 @@ from deploy_tools.errors import UserError, nearest
 Progress = Callable[[str, int, int], None]
 Notes = Mapping[str, Any]
 
-STAGES = ("fuse", "export", "select", "calibrate", "quantize", "predict", "speed", "memory")
+STAGES = (
+    "fuse", "export", "select", "calibrate", "quantize", "cast", "build", "predict", "speed",
+    "memory",
+)  # fmt: skip
 UNKNOWN = "to be made"
 """In a dry run, the hash of what is not there yet: nothing made from it can be there either."""
 
@@ -78,19 +81,21 @@ class StageRunner:
             if len(kept) == len(files):
                 self.kept += files
                 return kept
-        self.made += files
         if self.dry:
+            self.made += files
             return {
                 name: Artifact(name, file, UNKNOWN, 0, stage, UNKNOWN, {}, {}, {}, {})
                 for name, file in files.items()
             }
         self.say(f"{stage} {next(iter(files)) if len(files) == 1 else ''}".rstrip())
         notes = make()
-        return {
+        made = {
             name: self.directory.add(name, file, stage, settings, parents, notes[name])
             for name, file in files.items()
             if name in notes
         }
+        self.made += made
+        return made
 
     def say(self, what: str, done: int = 0, total: int = 0) -> None:
         """Report progress; total 0 means that the end is not known."""

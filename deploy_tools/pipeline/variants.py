@@ -5,9 +5,11 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 
-from deploy_tools.errors import UserError, nearest
+from deploy_tools.errors import MissingDependencyError, UserError, nearest
 from deploy_tools.quantization.targets import TARGETS, target_named
-from deploy_tools.recipe import Recipe, VariantTable
+from deploy_tools.recipe import ENGINE_TARGETS, BatchTable, Recipe, VariantTable
+from deploy_tools.runtimes.flavours import find_flavour
+from deploy_tools.runtimes.gpu import find_gpu, why_no_gpu
 
 BASELINE = "fp32-ort"
 _RUNTIMES = {"ort-cpu": "onnxruntime", "openvino": "openvino"}
@@ -19,6 +21,7 @@ class Variant:
     """One thing to measure.
 
     file: its ONNX file in the artifact directory; "" for the torch module.
+    engine: the TensorRT engine built from that file; "" for other targets.
     runtime_precision: what to demand of the runtime ("" leaves a quantized file's rest to it).
     simulated: why accuracy comes from another machine's arithmetic and speed is skipped,
         "" where the variant really runs here.
@@ -32,6 +35,7 @@ class Variant:
     file: str
     runtime_precision: str = ""
     simulated: str = ""
+    engine: str = ""
     table: VariantTable | None = None
 
 
@@ -40,7 +44,7 @@ def planned_variants(recipe: Recipe) -> tuple[Variant, ...]:
     variants = [
         Variant("fp32-torch", "fp32", "none", "torch", "torch", ""),
         Variant(BASELINE, "fp32", "none", "ort-cpu", "onnxruntime", "fp32.onnx", "fp32"),
-        *(_variant(table) for table in recipe.variant),
+        *(_variant(table, recipe) for table in recipe.variant),
     ]
     seen: set[str] = set()
     for variant in variants:
@@ -53,7 +57,13 @@ def planned_variants(recipe: Recipe) -> tuple[Variant, ...]:
     return tuple(variants)
 
 
-def _variant(table: VariantTable) -> Variant:
+def _variant(table: VariantTable, recipe: Recipe) -> Variant:
+    if table.target in ENGINE_TARGETS and table.method != "dynamic":
+        return _engine(table, recipe)
+    if table.precision == "fp16":
+        raise UserError(
+            "an fp16 variant is for TensorRT.", 'Use target = "tensorrt" or "tensorrt-rtx".'
+        )
     if table.precision == "int8":
         return _dynamic(table) if table.method == "dynamic" else _static(table)
     target = table.target or ("openvino" if table.precision == "bf16" else "ort-cpu")
@@ -75,6 +85,44 @@ def _variant(table: VariantTable) -> Variant:
         table.precision,
         table=table,
     )
+
+
+def _engine(table: VariantTable, recipe: Recipe) -> Variant:
+    if table.precision not in ("fp16", "int8"):
+        raise UserError(
+            f'a {table.precision} variant cannot have the target "{table.target}".',
+            "TensorRT variants are fp16 and int8.",
+        )
+    batch = table.batch or BatchTable()
+    name = table.id or f"{table.precision}-{table.target}"
+    largest = recipe.speed.batch if "offline" in recipe.speed.scenarios else 1
+    if batch.min != 1 or batch.max < largest:
+        raise UserError(
+            f'the engine of variant "{name}" takes batches {batch.min} to {batch.max}, and a run '
+            f"gives it 1{f' and {largest}' if largest > 1 else ''}.",
+            "Change batch of the variant, or [speed] batch.",
+        )
+    return Variant(
+        name, table.precision, table.method or "none", table.target, table.target, f"{name}.onnx",
+        simulated=why_simulated(table.target), engine=f"{name}.engine", table=table,
+    )  # fmt: skip
+
+
+def why_simulated(flavour: str) -> str:
+    """Return why engines of this flavour do not run on this machine, "" where they do."""
+    gpu = find_gpu()
+    if gpu is None:
+        return f"{flavour} engines need a GPU to run: {why_no_gpu()}"
+    try:
+        found = find_flavour(flavour)
+    except MissingDependencyError as error:
+        return str(error)
+    if not found.runs_on(gpu.compute_capability):
+        return (
+            f"{found.title} does not run on {gpu.name} "
+            f"(compute capability {gpu.compute_capability})"
+        )
+    return ""
 
 
 def _dynamic(table: VariantTable) -> Variant:

@@ -6,7 +6,7 @@ Only its writer is used. Its calibrators keep every activation of every image in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,8 @@ import onnx
 from deploy_tools.artifacts import atomic_path
 from deploy_tools.errors import UserError, require
 from deploy_tools.onnx_files import load_onnx, real_inputs, require_dynamic_batch, require_nodes
+from deploy_tools.quantization.layouts import LAYOUTS
+from deploy_tools.quantization.prepare import prepared
 from deploy_tools.quantization.summary import QuantizationSummary, describe_quantization
 from deploy_tools.quantization.targets import Target, target_named
 from deploy_tools.runtimes.onnxruntime import PRECISION_KEY
@@ -33,7 +35,7 @@ class Ranges(Protocol):
 # The writer drops a Relu whose output it quantizes: clamping at the zero-point does its work,
 # if the range starts at 0. For a tensor without any value above 0 it would take zero-point 0,
 # which for int8 clamps nothing; this high end gives the same scale, 1, and the right one.
-_DEAD = 255.0
+_DEAD = {"u8": 255.0, "s8": 127.0}
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,28 @@ class StaticConfig:
     """target: a name in `TARGETS`. exclude: names of nodes that stay in float.
 
     per_channel: one weight scale an output channel; False is one a tensor.
+    first_conv, last_gemm: False leaves the first convolution or the final Gemm in float.
     """
 
     target: str = "ort-cpu"
     per_channel: bool = True
     exclude: tuple[str, ...] = ()
+    first_conv: bool = True
+    last_gemm: bool = True
+
+    def nodes_in_float(self, proto: onnx.ModelProto) -> tuple[str, ...]:
+        """Return the names of the nodes that these settings leave in float."""
+        names = dict.fromkeys(self.exclude)
+        for left_out, kinds, position in (
+            (not self.first_conv, ("Conv",), 0),
+            (not self.last_gemm, ("Gemm", "MatMul"), -1),
+        ):
+            found = [node.name for node in proto.graph.node if node.op_type in kinds]
+            if left_out and not found:
+                raise UserError(f"the model has no {' or '.join(kinds)} to leave in float.")
+            if left_out:
+                names[found[position]] = None
+        return tuple(names)
 
 
 def activation_tensors(proto: onnx.ModelProto) -> tuple[str, ...]:
@@ -83,18 +102,21 @@ def qdq_from_onnx(
 ) -> QuantizationSummary:
     """Write the Q/DQ file of `model` for a target to `path`.
 
-    Raises UserError where the model is quantized already, has a fixed batch, or where a node
-    to exclude does not exist or cannot be split from its layer.
+    Raises UserError where the model is quantized already, has a fixed batch, where a node to
+    exclude does not exist or cannot be split from its layer, or where nothing is left.
     """
     config = config or StaticConfig()
     target = target_named(config.target)
-    proto = load_onnx(model)
+    proto = prepared(load_onnx(model))
     require_dynamic_batch(proto, model)
     _require_float(proto, model)
     require_nodes(proto, config.exclude)
     metadata = {prop.key: prop.value for prop in proto.metadata_props}
-    _require_separable(proto, config.exclude)
-    quantized = _write(proto, ranges, target, config)
+    floats = config.nodes_in_float(proto)
+    _require_separable(proto, floats)
+    quantized = _write(proto, ranges, target, config.per_channel, floats)
+    if not describe_quantization(quantized).quantized_layers:
+        raise UserError(f"nothing in {model} is left to quantize.", "Exclude fewer nodes.")
     metadata |= {PRECISION_KEY: "int8", "deploy_tools.target": target.name}
     del quantized.metadata_props[:]
     onnx.helper.set_model_props(quantized, dict(sorted(metadata.items())))
@@ -105,35 +127,33 @@ def qdq_from_onnx(
 
 
 def _write(
-    proto: onnx.ModelProto, ranges: Ranges, target: Target, config: StaticConfig
+    proto: onnx.ModelProto,
+    ranges: Ranges,
+    target: Target,
+    per_channel: bool,
+    floats: tuple[str, ...],
 ) -> onnx.ModelProto:
     quantization = require("onnxruntime.quantization", "", "Quantizing")
     calibrate = require("onnxruntime.quantization.calibrate", "", "Quantizing")
     writer = require("onnxruntime.quantization.qdq_quantizer", "", "Quantizing")
-    registry = require("onnxruntime.quantization.registry", "", "Quantizing")
     kinds = {"uint8": quantization.QuantType.QUInt8, "int8": quantization.QuantType.QInt8}
-    tensors = {}
+    layout = LAYOUTS[target.layout]
     inner = _inner_tensors(proto)
-    rectified = {
-        inner.get(n.output[0], n.output[0]) for n in proto.graph.node if n.op_type == "Relu"
+    tensors = {
+        name: calibrate.TensorData(lowest=np.float32(low), highest=np.float32(high))
+        for name, (low, high) in _ranges(proto, inner, ranges, target).items()
     }
-    for name in (*activation_tensors(proto), *inner):
-        # The writer asks for the range of an inner tensor too, and then does not use it.
-        low, high = ranges.range_of(inner.get(name, name), target.grid)
-        if name in rectified:
-            low, high = 0.0, high or _DEAD
-        tensors[name] = calibrate.TensorData(lowest=np.float32(low), highest=np.float32(high))
     quantizer = writer.QDQQuantizer(
         onnx.shape_inference.infer_shapes(proto),
-        per_channel=config.per_channel,
+        per_channel=per_channel,
         reduce_range=target.reduce_range,
         weight_qType=quantization.QuantType.QInt8,
         activation_qType=kinds[target.activations],
         tensors_range=calibrate.TensorsData(quantization.CalibrationMethod.MinMax, tensors),
         nodes_to_quantize=[],
-        nodes_to_exclude=list(config.exclude),
-        op_types_to_quantize=sorted({*registry.QLinearOpsRegistry, *registry.QDQRegistry}),
-        extra_options={},
+        nodes_to_exclude=[*floats, *layout.skip(proto)],
+        op_types_to_quantize=layout.known_op_types(),
+        extra_options=dict(layout.options),
     )
     # The logits stay in float: a Gemm writes them at no cost, and 8 bits would cost accuracy.
     outputs = {value.name for value in proto.graph.output}
@@ -142,10 +162,28 @@ def _write(
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     result: onnx.ModelProto = quantizer.model.model
+    layout.finish(result, proto, floats)
     stray = set(inner) & set(describe_quantization(result).activations)
     if stray:
         raise RuntimeError(f"quantized between a layer and its activation: {sorted(stray)}")
     return result
+
+
+def _ranges(
+    proto: onnx.ModelProto, inner: Mapping[str, str], ranges: Ranges, target: Target
+) -> dict[str, tuple[float, float]]:
+    """Return the range of every tensor that the writer may ask for, on the target's grid."""
+    rectified = {
+        inner.get(n.output[0], n.output[0]) for n in proto.graph.node if n.op_type == "Relu"
+    }
+    found = {}
+    for name in (*activation_tensors(proto), *inner):
+        # The writer asks for the range of an inner tensor too, and then does not use it.
+        low, high = ranges.range_of(inner.get(name, name), target.grid)
+        if name in rectified:
+            low, high = 0.0, high or _DEAD[target.grid]
+        found[name] = (low, high)
+    return LAYOUTS[target.layout].ranges(proto, found)
 
 
 def _without(method: Callable[..., None], outputs: set[str]) -> Callable[..., None]:

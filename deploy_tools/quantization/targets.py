@@ -11,7 +11,9 @@ from deploy_tools.errors import UserError, nearest
 class Target:
     """The Q/DQ layout of one target.
 
-    activations: "uint8" or "int8"; both affine here, so they share the range table's u8 grid.
+    activations: "uint8" or "int8". grid: which of the range table's grids they use: "u8" is
+        affine (int8 too: the same grid, shifted), "s8" symmetric with zero-point 0.
+    layout: which tensors get Q/DQ, a name in `layouts.LAYOUTS`.
     reduce_range: weights in 7 bits, for CPUs whose 8-bit multiply-add saturates 16-bit sums.
     runtime: the runtime that the target is measured in on this kind of machine, "" for none.
     """
@@ -22,6 +24,7 @@ class Target:
     runtime: str
     about: str
     grid: str = "u8"
+    layout: str = "cpu"
 
 
 TARGETS = {
@@ -33,6 +36,9 @@ TARGETS = {
         ),
         Target("arm", "int8", False, "onnxruntime", "onnxruntime on 64-bit Arm"),
         Target("x86-no-vnni", "uint8", True, "onnxruntime", "onnxruntime on x86 without VNNI"),
+        Target(
+            "tensorrt", "int8", False, "tensorrt", "TensorRT and TensorRT for RTX", "s8", "tensorrt"
+        ),
     )
 }
 

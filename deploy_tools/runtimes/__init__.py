@@ -12,16 +12,20 @@ from deploy_tools.runtimes.base import RuntimeConfig, Session
 RUNTIMES = {
     "onnxruntime": "deploy_tools.runtimes.onnxruntime",
     "openvino": "deploy_tools.runtimes.openvino",
+    "tensorrt": "deploy_tools.runtimes.tensorrt",
+    "tensorrt-rtx": "deploy_tools.runtimes.tensorrt",
 }
+ENGINE_RUNTIMES = ("tensorrt", "tensorrt-rtx")
+"""Those that run a TensorRT engine on a GPU; the others run ONNX files."""
 
-__all__ = ["RUNTIMES", "RuntimeConfig", "Session", "open_session"]
+__all__ = ["ENGINE_RUNTIMES", "RUNTIMES", "RuntimeConfig", "Session", "open_session"]
 
 
 def open_session(model: Path | bytes, config: RuntimeConfig | None = None) -> Session:
-    """Load an ONNX file (or its bytes) in the runtime that `config` names.
+    """Load an ONNX file (or its bytes), or a TensorRT engine, in the runtime that `config` names.
 
-    Raises UserError for a file that is not a usable model and MissingDependencyError
-    where the runtime is not installed.
+    Raises UserError for a file that is not a usable model, MissingDependencyError where the
+    runtime or its GPU is missing, and ArtifactError for an engine that does not fit this machine.
     """
     config = config or RuntimeConfig()
     if config.runtime not in RUNTIMES:
@@ -30,5 +34,10 @@ def open_session(model: Path | bytes, config: RuntimeConfig | None = None) -> Se
         )
     if config.threads < 0:
         raise UserError(f"threads must be 0 (every core) or more, got {config.threads}.")
+    if config.runtime not in ENGINE_RUNTIMES and (config.memory or config.cuda_graph):
+        raise UserError(
+            f"{config.runtime} has no device memory to choose and no CUDA graphs.",
+            f"Those belong to {' and '.join(ENGINE_RUNTIMES)}.",
+        )
     module = importlib.import_module(RUNTIMES[config.runtime])
     return cast(Session, module.open_session(model, config))

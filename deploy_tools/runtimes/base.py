@@ -15,16 +15,21 @@ class RuntimeConfig:
     """How to open a session.
 
     runtime: a name in `deploy_tools.runtimes.RUNTIMES`.
-    threads: 0 takes every core this process may use.
+    threads: of a CPU runtime; 0 takes every core this process may use. An engine runs on the
+        GPU and takes one thread of the host, whatever this says.
     precision: "" lets the runtime use its default for the file; "fp32" and "bf16" demand one.
         A runtime that cannot do it refuses.
     fusions: False switches off graph optimizations that change the arithmetic.
+    memory: which device memory an engine uses: "" or "cuda-python", or "pycuda".
+    cuda_graph: whether an engine's calls are captured as CUDA graphs.
     """
 
     runtime: str = "onnxruntime"
     threads: int = 0
     precision: str = ""
     fusions: bool = True
+    memory: str = ""
+    cuda_graph: bool = False
 
 
 class Session(Protocol):

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import speed
 from benchmarks.samples import read_samples
 from benchmarks.speed import SpeedConfig, measure_speed, save_samples
-from deploy_tools.errors import ArtifactError, UserError
+from deploy_tools.errors import ArtifactError, MissingDependencyError, UserError
 from deploy_tools.runtimes import open_session
 
 
@@ -217,6 +217,16 @@ def test_a_model_that_cannot_run_the_batch_is_named():
     with pytest.raises(
         UserError, match=r"int8 cannot run inputs of shape \(1, 1, 4, 4\): division"
     ):
+        measure_speed(sessions, batch, "fp32-ort", CONFIG, clock=world.clock, wait=world.wait)
+
+
+def test_what_went_wrong_keeps_its_exit_code():
+    def broken(inputs):
+        raise MissingDependencyError("the GPU is gone.")
+
+    world = World()
+    sessions = {"fp32-ort": SimpleNamespace(run=broken, threads=1)}
+    with pytest.raises(MissingDependencyError, match="the GPU is gone"):
         measure_speed(sessions, batch, "fp32-ort", CONFIG, clock=world.clock, wait=world.wait)
 
 

@@ -108,21 +108,66 @@ def test_the_full_recipe(tmp_path: Path) -> None:
     assert recipe.budget.max_drop_pp == 0.5
 
 
-def test_what_is_not_supported_yet_says_so(tmp_path: Path) -> None:
-    fp16 = FULL + '[[variant]]\nprecision = "fp16"\ntarget = "tensorrt-rtx"\n'
-    assert "fp16 is not supported yet. Known: int8, bf16, fp32." in problem(tmp_path, fp16)
-    batch = FULL + '[[variant]]\nprecision = "bf16"\nbatch = { min = 1, opt = 8, max = 32 }\n'
-    assert 'variant[1] has an unknown key "batch"' in problem(tmp_path, batch)
+def test_what_does_not_exist_says_so(tmp_path: Path) -> None:
     qat = FULL.replace('"static"', '"qat"')
     assert 'method "qat" is not known. Known: dynamic, static.' in problem(tmp_path, qat)
+    fp8 = FULL.replace('"int8"', '"fp8"').replace('method = "static"', "")
+    assert 'precision "fp8" is not known.' in problem(tmp_path, fp8)
 
 
-def test_tensorrt_targets_are_refused(tmp_path: Path) -> None:
-    from deploy_tools.pipeline.variants import planned_variants
+ENGINE = """
+[[variant]]
+precision = "int8"
+method = "static"
+target = "tensorrt-rtx"
+rest = "fp32"
+first_conv = false
+last_gemm = false
+batch = { min = 1, opt = 4, max = 16 }
+"""
 
-    (tmp_path / "full.toml").write_text(FULL.replace('"ort-cpu"', '"tensorrt"'))
-    with pytest.raises(UserError, match='target "tensorrt" is not known'):
-        planned_variants(load_recipe(tmp_path / "full.toml"))
+
+def test_engine_variants(tmp_path: Path) -> None:
+    (tmp_path / "full.toml").write_text(FULL + ENGINE)
+    variant = load_recipe(tmp_path / "full.toml").variant[-1]
+    assert str(variant.batch) == "1:4:16"
+    assert (variant.rest, variant.first_conv, variant.last_gemm) == ("fp32", False, False)
+    lock = lock_text(load_recipe(tmp_path / "full.toml"))
+    (tmp_path / "lock.toml").write_text(lock)
+    assert load_recipe(tmp_path / "lock.toml").variant[-1] == variant
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('rest = "fp32"', 'rest = "int4"', 'rest "int4" is not known'),
+        ("min = 1, opt = 4", "min = 1, opt = 32", "1:32:16 is out of order"),
+        ("min = 1", "min = 0", "1 <= min <= opt <= max"),
+        ('target = "tensorrt-rtx"', 'target = "ort-cpu"', "rest means nothing for a static"),
+        ('rest = "fp32"\n', "", None),
+        ("opt = 4", 'opt = "4"', "opt must be a whole number"),
+        ("max = 16", "most = 16", 'unknown key "most"'),
+    ],
+)
+def test_mistaken_engine_variants(tmp_path: Path, old: str, new: str, words: str | None) -> None:
+    assert old in ENGINE
+    text = FULL + ENGINE.replace(old, new)
+    if words is None:
+        (tmp_path / "full.toml").write_text(text)
+        assert load_recipe(tmp_path / "full.toml").variant[-1].rest is None
+    else:
+        assert words in problem(tmp_path, text)
+
+
+def test_an_fp16_variant_takes_a_batch_and_no_rest(tmp_path: Path) -> None:
+    fp16 = FULL + '[[variant]]\nprecision = "fp16"\ntarget = "tensorrt"\n'
+    (tmp_path / "full.toml").write_text(fp16 + "batch = { max = 64 }\n")
+    assert str(load_recipe(tmp_path / "full.toml").variant[-1].batch) == "1:8:64"
+    assert "rest means nothing for a float variant of target tensorrt" in problem(
+        tmp_path, fp16 + 'rest = "fp16"\n'
+    )
+    bf16 = FULL + '[[variant]]\nprecision = "bf16"\nbatch = { max = 32 }\n'
+    assert "batch means nothing for a float variant" in problem(tmp_path, bf16)
 
 
 def test_paths_are_relative_to_the_recipe(

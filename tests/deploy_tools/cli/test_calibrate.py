@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,7 @@ def test_statistics_that_cannot_be_read_are_made_again(
         (["--choose", "list", "--list", "LIST", "--images", "5"], "--images", "stratified"),
         (["--choose", "list", "--list", "LIST", "--seed", "0"], "--seed", "--choose random"),
         (["--images", "5", "--list", "LIST"], "--list", "--choose list"),
+        (["--tensorrt-version", "10.3.0"], "--tensorrt-version", "--write-tensorrt-cache"),
     ],
 )
 def test_an_option_without_effect_is_refused(
@@ -76,3 +78,62 @@ def test_the_same_options_where_they_fit(args: list[str], tmp_path: Path) -> Non
     method = ["--method", "percentile", "--percentile", "99"]
     assert main([*args, *method, "--choose", "random", "--images", "5", "--seed", "3"]) == 0
     assert main([*args, *method, "--choose", "list", "--list", str(tmp_path / "list")]) == 0
+
+
+CACHE = ["--images", "10", "--write-tensorrt-cache"]
+
+
+def test_the_ranges_as_a_tensorrt_cache(args: list[str], tmp_path: Path, capsys: Capture) -> None:
+    from calibration.table import RangeTable
+    from calibration.tensorrt_cache import read_tensorrt_cache
+    from deploy_tools.artifacts import read_manifest, sha256_of_file
+
+    out = tmp_path / "out"
+    assert main([*args, *CACHE, "--tensorrt-version", "10.0.1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    cache, ranges = out / "calibration" / "tensorrt.cache", out / "calibration" / "ranges.json"
+    assert told == {"file": str(ranges), "tensorrt_cache": str(cache), "tensors": 4}
+    version, scales = read_tensorrt_cache(cache)
+    assert version == "10.0.1"
+    assert sorted(scales) == ["a", "a/relu", "c", "c/relu", "flat", "input"]
+    table = RangeTable.load(ranges)
+    for name in table.tensors:
+        assert scales[name] == np.float32(table.range_of(name, "s8")[1] / 127)
+    kept = read_manifest(out)["tensorrt-cache"]
+    assert (kept.file, kept.sha256) == ("calibration/tensorrt.cache", sha256_of_file(cache))
+    assert kept.parents == {"ranges": sha256_of_file(ranges)}
+    # Another version of TensorRT later, from the statistics that are there.
+    assert main([*args, *CACHE, "--tensorrt-version", "10.3.0.30"]) == 0
+    assert capsys.readouterr().out.endswith(f"{ranges} and {cache} written.\n")
+    assert read_tensorrt_cache(cache) == ("10.3.0", scales)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ([], "--write-tensorrt-cache needs --tensorrt-version"),
+        (["--tensorrt-version", "11.0.0"], "removed with TensorRT 11"),
+        (["--tensorrt-version", "10.3"], "major.minor.patch"),
+        (["--tensorrt-version", "8.6.1"], "TensorRT 8.6.1 misreads ONNX files of opset 20"),
+    ],
+)
+def test_a_cache_needs_a_version_that_reads_it(
+    given: list[str], reason: str, args: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    assert main([*args, *CACHE, *given]) == 2
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tensor_name_that_no_cache_can_hold_is_refused_before_the_images_run(
+    args: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    proto = two_gemms()
+    for node in proto.graph.node:
+        node.input[:] = [name.replace("flat", "a: flat") for name in node.input]
+        node.output[:] = [name.replace("flat", "a: flat") for name in node.output]
+    saved(proto, tmp_path / "m.onnx")
+    assert main([*args, *CACHE, "--tensorrt-version", "10.3.0"]) == 2
+    assert "'a: flat' cannot be written" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*args, "--images", "10"]) == 0

@@ -9,7 +9,11 @@ from deploy_tools.version import __version__
 
 
 def verbs() -> list[list[str]]:
-    groups = {"quantize": ["dynamic", "static"], "bench": ["accuracy", "speed"]}
+    groups = {
+        "quantize": ["dynamic", "static"],
+        "cast": ["fp16"],
+        "bench": ["accuracy", "speed"],
+    }
     return [
         [verb, *rest] for verb in COMMANDS for rest in ([[s] for s in groups.get(verb, [])] or [[]])
     ]
@@ -21,7 +25,7 @@ def test_every_command_has_help_with_an_example(
 ) -> None:
     assert main([*verb, "--help"]) == 0
     text = capsys.readouterr().out
-    assert "Example:" in text
+    assert "Example:" in text or "Examples:" in text
     assert f"deploy-tools {' '.join(verb)}" in text
 
 

@@ -34,7 +34,7 @@ class SeenRanges:
         }
 
     def range_of(self, tensor: str, grid: str) -> tuple[float, float]:
-        assert grid == "u8"
+        assert grid in ("u8", "s8")
         return self.ranges[tensor]
 
 

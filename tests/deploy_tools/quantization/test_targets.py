@@ -10,12 +10,15 @@ from deploy_tools.runtimes import RUNTIMES
 
 
 def test_the_targets_of_the_design() -> None:
-    layouts = {name: (t.activations, t.reduce_range, t.grid) for name, t in TARGETS.items()}
+    layouts = {
+        name: (t.activations, t.reduce_range, t.grid, t.layout) for name, t in TARGETS.items()
+    }
     assert layouts == {
-        "ort-cpu": ("uint8", False, "u8"),
-        "openvino": ("uint8", False, "u8"),
-        "arm": ("int8", False, "u8"),
-        "x86-no-vnni": ("uint8", True, "u8"),
+        "ort-cpu": ("uint8", False, "u8", "cpu"),
+        "openvino": ("uint8", False, "u8", "cpu"),
+        "arm": ("int8", False, "u8", "cpu"),
+        "x86-no-vnni": ("uint8", True, "u8", "cpu"),
+        "tensorrt": ("int8", False, "s8", "tensorrt"),
     }
 
 

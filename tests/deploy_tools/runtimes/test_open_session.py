@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from deploy_tools.errors import UserError
-from deploy_tools.runtimes import RUNTIMES, RuntimeConfig, open_session
+from deploy_tools.runtimes import ENGINE_RUNTIMES, RUNTIMES, RuntimeConfig, open_session
 from deploy_tools.runtimes.base import usable_cores
 
+# Those that run ONNX files; test_tensorrt.py is about the others.
 EXTRA = {"onnxruntime": "onnxruntime", "openvino": "onnxruntime_ep_openvino"}
 
 
-@pytest.fixture(params=sorted(RUNTIMES))
+@pytest.fixture(params=sorted(EXTRA))
 def runtime(request: pytest.FixtureRequest) -> str:
     pytest.importorskip(EXTRA[request.param])
     return str(request.param)
@@ -26,8 +27,13 @@ def runtime(request: pytest.FixtureRequest) -> str:
 def test_unknown_runtime(small_onnx: Path) -> None:
     with pytest.raises(UserError, match='Did you mean "openvino"'):
         open_session(small_onnx, RuntimeConfig("openvnio"))
-    with pytest.raises(UserError, match='"tensorrt" is not known'):
-        open_session(small_onnx, RuntimeConfig("tensorrt"))
+    assert set(RUNTIMES) == {*EXTRA, *ENGINE_RUNTIMES}
+
+
+def test_what_belongs_to_engines_is_refused(runtime: str, small_onnx: Path) -> None:
+    for wrong in ({"memory": "pycuda"}, {"cuda_graph": True}):
+        with pytest.raises(UserError, match="belong to tensorrt and tensorrt-rtx"):
+            open_session(small_onnx, RuntimeConfig(runtime, **wrong))
 
 
 def test_missing_and_garbage_files(runtime: str, tmp_path: Path) -> None:

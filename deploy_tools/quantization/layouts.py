@@ -1,0 +1,127 @@
+"""How onnxruntime's Q/DQ writer is set up for a layout, and what is changed in its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+
+from deploy_tools.errors import require
+from deploy_tools.quantization.residual import main_branches
+
+Ranges = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """op_types: what the writer quantizes, () for all that it knows. options: its extra options.
+
+    ranges: changes the ranges before writing. skip: nodes to leave alone.
+    finish: changes the written file; it gets the float one and the nodes that stay in float.
+    """
+
+    op_types: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    ranges: Callable[[onnx.ModelProto, Ranges], Ranges] = lambda proto, ranges: ranges
+    skip: Callable[[onnx.ModelProto], tuple[str, ...]] = lambda proto: ()
+    finish: Callable[[onnx.ModelProto, onnx.ModelProto, Collection[str]], None] = (
+        lambda quantized, proto, floats: None
+    )
+
+    def known_op_types(self) -> list[str]:
+        """Return the operators to quantize."""
+        registry = require("onnxruntime.quantization.registry", "", "Quantizing")
+        return sorted(self.op_types or {*registry.QLinearOpsRegistry, *registry.QDQRegistry})
+
+
+def _pool_ranges(proto: onnx.ModelProto, ranges: Ranges) -> Ranges:
+    """Give a max pool's output the range of its input.
+
+    Its values are among the input's: on one grid the second quantization changes nothing, and
+    the pool can run in INT8.
+    """
+    shared = dict(ranges)
+    for node in proto.graph.node:
+        if node.op_type == "MaxPool" and node.input[0] in shared:
+            shared[node.output[0]] = shared[node.input[0]]
+    return shared
+
+
+def _no_residuals(proto: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the Adds that are no residuals, such as that of a constant."""
+    residuals = main_branches(proto)
+    return tuple(
+        node.name
+        for node in proto.graph.node
+        if node.op_type == "Add" and node.name not in residuals
+    )
+
+
+def _bypass_pairs(
+    quantized: onnx.ModelProto, proto: onnx.ModelProto, floats: Collection[str]
+) -> None:
+    """Feed every residual Add its main branch in float, so that Conv, Add and Relu fuse.
+
+    The writer quantizes both inputs. It also gives a node that stays in float the pair that
+    another reader of its input needs; that one gets the float tensor too. Pairs that nobody
+    reads afterwards are removed.
+    """
+    mains = main_branches(proto)
+    producers = {tensor: node for node in quantized.graph.node for tensor in node.output}
+    for node in quantized.graph.node:
+        for position, tensor in enumerate(node.input):
+            source = _behind_pair(producers, tensor)
+            if source and (node.name in floats or mains.get(node.name) == source):
+                node.input[position] = source
+    _remove_unread_pairs(quantized)
+
+
+def _behind_pair(producers: Mapping[str, onnx.NodeProto], tensor: str) -> str:
+    """Return the activation whose Q/DQ pair makes a tensor, "" where none does."""
+    last = producers.get(tensor)
+    if last is None or last.op_type != "DequantizeLinear":
+        return ""
+    first = producers.get(last.input[0])  # None: a weight
+    return str(first.input[0]) if first is not None else ""
+
+
+def _remove_unread_pairs(quantized: onnx.ModelProto) -> None:
+    """Remove DequantizeLinear, then QuantizeLinear, and their constants that nobody reads."""
+    graph = quantized.graph
+    kept = {value.name for value in graph.output}
+    for kind in ("DequantizeLinear", "QuantizeLinear"):
+        read = kept | {tensor for node in graph.node for tensor in node.input}
+        for node in [n for n in graph.node if n.op_type == kind and n.output[0] not in read]:
+            graph.node.remove(node)
+    read = kept | {tensor for node in graph.node for tensor in node.input}
+    for tensor in [t for t in graph.initializer if t.name not in read]:
+        graph.initializer.remove(tensor)
+    alive = read | {tensor for node in graph.node for tensor in node.output}
+    for value in [v for v in graph.value_info if v.name not in alive]:
+        graph.value_info.remove(value)
+
+
+_TENSORRT_OPS = ("Conv", "Gemm", "MatMul", "Add", "MaxPool")
+
+LAYOUTS = {
+    "cpu": Layout(),
+    # Every input of a layer, INT8 weights in the file, no pairs on biases and outputs: what
+    # TensorRT fuses into INT8 kernels.
+    "tensorrt": Layout(
+        _TENSORRT_OPS,
+        {
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "AddQDQPairToWeight": False,
+            "DedicatedQDQPair": False,
+            "ForceQuantizeNoInputCheck": True,
+            "OpTypesToExcludeOutputQuantization": list(_TENSORRT_OPS),
+        },
+        _pool_ranges,
+        _no_residuals,
+        _bypass_pairs,
+    ),
+}

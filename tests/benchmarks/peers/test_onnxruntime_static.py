@@ -1,0 +1,66 @@
+"""onnxruntime's own quantizer as a peer: the grid that each call asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.peers import onnxruntime_static
+from deploy_tools.data.source import ArraySource
+from deploy_tools.data.spec import InputSpec
+
+SPEC = InputSpec(size=(8, 8), mean=(0.4,), std=(0.2,))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Conv -> Conv: negative and positive activations, uneven around 0."""
+    rng = np.random.default_rng(1)
+    weights = [
+        numpy_helper.from_array(rng.normal(0.3, 1, (4, 1, 3, 3)).astype(np.float32), "w1"),
+        numpy_helper.from_array(rng.normal(0.3, 1, (2, 4, 3, 3)).astype(np.float32), "w2"),
+    ]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["input", "w1"], ["conv"]),
+            helper.make_node("Conv", ["conv", "w2"], ["logits"]),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2, 4, 4])],
+        weights,
+    )
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+@pytest.mark.parametrize(
+    ("symmetric", "kind"), [(False, TensorProto.UINT8), (True, TensorProto.INT8)]
+)
+def test_the_grid_of_the_activations(
+    symmetric: bool, kind: int, model: Path, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
+    source = ArraySource("noise", "train", pixels, np.zeros(6, np.int64), ("a", "b"))
+    path = tmp_path / "q.onnx"
+    seconds = onnxruntime_static.quantize(model, source, [0, 2, 4], SPEC, "MinMax", path, symmetric)
+    assert seconds > 0
+    proto = onnx.load(str(path))
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    points = [
+        stored[node.input[2]] for node in proto.graph.node if node.op_type == "QuantizeLinear"
+    ]
+    assert len(points) == 3
+    assert {point.data_type for point in points} == {kind}
+    assert any(numpy_helper.to_array(point).any() for point in points) is not symmetric
+    weights = [
+        stored[node.input[0]]
+        for node in proto.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored
+    ]
+    assert {w.data_type for w in weights if len(w.dims) == 4} == {TensorProto.INT8}
