@@ -72,7 +72,8 @@ def build_engine(
         with listening(flavour) as lines:  # in the thread that calls TensorRT
             return _build(flavour, model, shapes, options, progress, cancel, BuildLog(lines))
 
-    return run_cancellable(build)
+    with _ONE_AT_A_TIME:
+        return run_cancellable(build)
 
 
 def _build(
@@ -104,6 +105,8 @@ def _build(
     times = b"" if options.timing_cache is None else bytes_of_timing_cache(config)
     outputs = tuple(network.get_output(place).name for place in range(network.num_outputs))
     built = Built(bytes(serialized), tensor.name, outputs, log, times)
+    # The parser refers to the network and both to the builder: they must go in this order.
+    del serialized, monitor, profile, tensor, config, parser, network, builder
     return built
 
 

@@ -21,7 +21,7 @@ LARGEST = 2**31 - 1
 _X_SHAPE = re.compile(r"[0-9]+(x[0-9]+)*")
 _LIST_SHAPE = re.compile(r"\[\s*[0-9]+(\s*,\s*[0-9]+)*\s*\]")
 # A comma or a space ends an entry, except inside brackets or quotes.
-_ENTRY = re.compile(r"(?:\[[^\]]*\]|'[^']*'|\"[^\"]*\"|[^,\s])+")
+_ENTRY = re.compile(r"(?:\[[^\[\]]*\]|'[^']*'|\"[^\"]*\"|[^,\s])+")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,10 +97,9 @@ def test_the_spellings_say_the_same(shape: list[int]) -> None:
 
 
 def test_a_long_text_is_no_trouble() -> None:
-    started = time.process_time()
+    """In quadratic time this would take many minutes."""
     with pytest.raises(UserError):
-        parse_shapes("[" * 20_000 + "a:1x" * 20_000)
-    assert time.process_time() - started < 5
+        parse_shapes("[" * 1_000_000 + "a:1x" * 100_000)
 
 
 def test_the_three_options() -> None:
