@@ -91,7 +91,7 @@ def progress_bar(quiet: bool) -> Iterator[ProgressCallback | None]:
     if not console.is_terminal:
         yield _plain_progress()
         return
-    columns = (TextColumn("{task.description:<42}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description:<42}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as drawn:
         task = drawn.add_task("starting", total=None)
 
