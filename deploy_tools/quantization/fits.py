@@ -84,8 +84,7 @@ def _ort_cpu(traits: _Traits) -> tuple[bool, str]:
         return False, "runs, but far slower than FP32: Q/DQ in FP16 have no integer kernels"
     if traits.activations == {"int8 around 0"}:
         return False, (
-            "runs, but slower than FP32 (measured: 0.84x): activations around 0 leave Relu and "
-            "Add in float"
+            "runs, but slower than FP32: activations around 0 leave Relu and Add in float"
         )
     return True, f"{_said(traits)} activations: integer kernels"
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 
 import pytest
 
@@ -83,11 +84,26 @@ except KeyboardInterrupt:
     assert time.monotonic() - started < 60
 
 
+class Library:
+    """Stands for an object of TensorRT."""
+
+
+def raises_and_drops(
+    work: Callable[[Cancel], None], kind: type[BaseException], made: list[weakref.ref[Library]]
+) -> None:
+    """Run `work` without Python's collector: what it made is gone while its error is kept."""
+    gc.disable()
+    try:
+        with pytest.raises(kind) as caught:
+            run_cancellable(work)
+        assert made[0]() is None
+        assert caught.tb is not None
+    finally:
+        gc.enable()
+
+
 def test_an_error_that_is_kept_holds_nothing_of_the_library() -> None:
     # Held objects would be freed by the collector, at a time when that can hang the library.
-    class Library:
-        pass
-
     made: list[weakref.ref[Library]] = []
 
     def work(cancel: Cancel) -> None:
@@ -98,20 +114,10 @@ def test_an_error_that_is_kept_holds_nothing_of_the_library() -> None:
         except ValueError as error:
             raise KeyError("outer") from error
 
-    gc.disable()
-    try:
-        with pytest.raises(KeyError, match="outer") as caught:
-            run_cancellable(work)
-        assert made[0]() is None
-        assert caught.tb is not None
-    finally:
-        gc.enable()
+    raises_and_drops(work, KeyError, made)
 
 
 def test_a_reason_to_cancel_holds_nothing_of_the_library() -> None:
-    class Library:
-        pass
-
     made: list[weakref.ref[Library]] = []
 
     def callback() -> None:
@@ -128,20 +134,10 @@ def test_a_reason_to_cancel_holds_nothing_of_the_library() -> None:
         except BaseException as error:
             cancel(error)
 
-    gc.disable()
-    try:
-        with pytest.raises(BrokenPipeError) as caught:
-            run_cancellable(work)
-        assert made[0]() is None
-        assert caught.tb is not None
-    finally:
-        gc.enable()
+    raises_and_drops(work, BrokenPipeError, made)
 
 
 def test_what_both_cause_and_context_hold_is_dropped() -> None:
-    class Library:
-        pass
-
     made: list[weakref.ref[Library]] = []
 
     def fail() -> None:
@@ -155,11 +151,4 @@ def test_what_both_cause_and_context_hold_is_dropped() -> None:
         except ValueError:
             raise KeyError("outer") from OSError("another cause")
 
-    gc.disable()
-    try:
-        with pytest.raises(KeyError, match="outer") as caught:
-            run_cancellable(work)
-        assert made[0]() is None
-        assert caught.tb is not None
-    finally:
-        gc.enable()
+    raises_and_drops(work, KeyError, made)
