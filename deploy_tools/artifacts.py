@@ -222,7 +222,7 @@ class ArtifactDirectory:
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed run left half-written; the lock says that nobody is writing."""
-        for folder in ("", "calibration", "predictions", "samples", "memory"):
+        for folder in ("", "calibration", "corrections", "qat", "predictions", "samples", "memory"):
             for path in (self.root / folder).glob(".*.part"):
                 found = _PART.fullmatch(path.name)
                 if found and path.is_file() and not _is_running(int(found["pid"])):

@@ -23,6 +23,10 @@ HEAVY = (
     "cuda",
     "pycuda",
     "polygraphy",
+    "nncf",
+    "torchao",
+    "modelopt",
+    "ray",
 )
 
 # Rooms below the pipeline and what each may use beside itself. "deploy_tools.data" etc. are
@@ -51,11 +55,22 @@ RULES = {
     ),
     "deploy_tools.models": COMMON,
     "deploy_tools.fuse": COMMON,
-    "deploy_tools.training": (*COMMON, "deploy_tools.models"),
+    "deploy_tools.training": (*ONNX, "deploy_tools.models", "deploy_tools.quantization"),
+    "deploy_tools.corrections": (
+        *ONNX,
+        "deploy_tools.training.onnx_module",
+        "deploy_tools.quantization.prepare",
+    ),
+    "deploy_tools.sensitivity": (*ONNX, "deploy_tools.quantization"),
+    "deploy_tools.search": (*COMMON, "deploy_tools.recipe_variant"),
     "deploy_tools.export": ONNX,
     "deploy_tools.quantization": ONNX,
     "deploy_tools.engines": (*ONNX, "deploy_tools.engine_files"),
-    "deploy_tools.recipe": (*COMMON, "deploy_tools.training.config"),
+    "deploy_tools.recipe": (
+        *COMMON,
+        "deploy_tools.training.config",
+        "deploy_tools.training.qat_config",
+    ),
     "calibration": (*COMMON, "deploy_tools.runtimes", "deploy_tools.version"),
     "benchmarks": (*COMMON, "deploy_tools.runtimes", "deploy_tools.version"),
 }

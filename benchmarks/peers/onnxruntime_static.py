@@ -1,40 +1,39 @@
 """onnxruntime's own quantize_static: its calibrators, its defaults, on the same images.
 
-U8S8, or S8S8 with symmetric activations, and one weight scale a channel; its pre-processing
-runs first, as its documentation asks.
+U8S8, or S8S8 with symmetric activations, and one weight scale a channel or a tensor; its
+pre-processing runs first, as its documentation asks.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy_tools.data.source import ImageSource, batches
-from deploy_tools.data.spec import InputSpec
+from benchmarks.peers.base import Job
+from deploy_tools.errors import require
 
-METHODS = ("MinMax", "Percentile", "Entropy")
+METHODS = ("MinMax", "Percentile", "Entropy", "Distribution")
+"""Its calibrators. Distribution is meant for float8 and runs for INT8 too."""
+
+
+def load() -> None:
+    """Import the tool."""
+    require("onnxruntime.quantization", "", "onnxruntime's quantize_static")
 
 
 def quantize(
-    model: Path,
-    source: ImageSource,
-    indices: list[int],
-    spec: InputSpec,
-    method: str,
-    path: Path,
-    symmetric: bool = False,
-) -> float:
-    """Write onnxruntime's static INT8 file of `model`; returns the seconds it took.
+    job: Job, path: Path, method: str = "MinMax", symmetric: bool = False, per_channel: bool = True
+) -> None:
+    """Write onnxruntime's static INT8 file of `job.model` to `path`.
 
-    method: one of METHODS. indices: the calibration images, one a call as in its examples.
+    method: one of METHODS. Images go in one a call, as in its examples.
     symmetric: S8S8 with ActivationSymmetric, the grid that TensorRT takes, instead of U8S8.
+    per_channel: one weight scale an output channel; False is one a tensor.
     """
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -47,24 +46,20 @@ def quantize(
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._batches = self._images()
-
-        def _images(self) -> Iterator[dict[str, NDArray[np.float32]]]:
-            for inputs, _ in batches(source, spec, 1, indices):
-                yield {spec.input_name: inputs}
+            self._batches = iter(job.images())
 
         def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-            return next(self._batches, None)
+            inputs = next(self._batches, None)
+            return None if inputs is None else {job.spec.input_name: inputs}
 
-    started = time.monotonic()
     logging.disable(logging.WARNING)
     try:
         with tempfile.TemporaryDirectory() as folder:
             ready = Path(folder) / "pre.onnx"
-            quant_pre_process(str(model), str(ready), skip_symbolic_shape=True)
+            quant_pre_process(str(job.model), str(ready), skip_symbolic_shape=True)
             options: dict[str, Any] = {
                 "quant_format": QuantFormat.QDQ,
-                "per_channel": True,
+                "per_channel": per_channel,
                 "activation_type": QuantType.QInt8 if symmetric else QuantType.QUInt8,
                 "weight_type": QuantType.QInt8,
                 "calibrate_method": getattr(CalibrationMethod, method),
@@ -73,4 +68,3 @@ def quantize(
             quantize_static(str(ready), str(path), Reader(), **options)
     finally:
         logging.disable(logging.NOTSET)
-    return time.monotonic() - started

@@ -18,8 +18,7 @@ from pathlib import Path
 import click
 
 from benchmarks.studies.base import Results, run_study
-from benchmarks.studies.subject import Subject, prepare_subject
-from benchmarks.studies.tensorrt_accuracy import Case, cases
+from benchmarks.studies.subject import Case, Subject, cases, prepare_subject
 from calibration.collect import CalibrateConfig, ranges_from_statistics
 from deploy_tools.engines.build import BuildConfig, engine_from_onnx, weighted_nodes
 from deploy_tools.engines.layers import precision_by_node

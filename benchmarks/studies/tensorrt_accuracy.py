@@ -18,11 +18,8 @@ docs/measurements.md.
 
 from __future__ import annotations
 
-import math
-import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -31,10 +28,11 @@ from benchmarks.accuracy import Accuracy
 from benchmarks.peers import onnxruntime_static
 from benchmarks.studies.base import Results, run_study
 from benchmarks.studies.subject import (
-    CIFAR_INPUT,
-    Data,
+    Case,
     Subject,
+    cases,
     mean_sqnr,
+    paired_difference,
     prepare_subject,
     spread,
 )
@@ -42,7 +40,7 @@ from calibration.collect import CalibrateConfig, ranges_from_statistics
 from calibration.select import Selection
 from deploy_tools.quantization.cast import fp16_from_onnx
 from deploy_tools.quantization.static import StaticConfig, qdq_from_onnx
-from deploy_tools.recipe import InputTable, ModelTable
+from deploy_tools.recipe import ModelTable
 from deploy_tools.runtimes import RuntimeConfig
 
 SEEDS = 5
@@ -51,37 +49,7 @@ QUICK_IMAGES = 2000
 SIMULATED = RuntimeConfig(fusions=False)
 OURS = "tensorrt, simulated"
 PEERS = tuple(("onnxruntime", method, "fp32") for method in ("MinMax", "Percentile"))
-_T95 = {2: 12.706, 5: 2.776}  # Student's t, 97.5 %, by the number of seeds
 _Key = tuple[str, str, str]  # tool, ranges, what is not INT8 runs in
-
-
-@dataclass(frozen=True)
-class Case:
-    """A trained model, by name, and how many images calibrate it."""
-
-    name: str
-    arch: str
-    checkpoint: str
-    num_classes: int
-    given: InputTable
-    data: Data
-    images: int
-
-
-def cases(root: Path) -> tuple[Case, ...]:
-    """Return the models of the study; root: the folder with the data and the weights."""
-    cifar = Data("cifar10", root / "cifar10")
-    flowers = Data("imagefolder", root / "flowers", evaluation="val")
-    photos = InputTable(
-        size=(224, 224), mean=CIFAR_INPUT.mean, std=CIFAR_INPUT.std, resize=232, crop="center"
-    )
-    return (
-        Case("resnet20", "resnet20-cifar-a", "resnet20-12fca82f.th", 10, CIFAR_INPUT, cifar, 500),
-        Case("resnet32", "resnet32-cifar-a", "resnet32-d509ac18.th", 10, CIFAR_INPUT, cifar, 500),
-        Case(
-            "resnet18-flowers", "resnet18", "resnet18-flowers.safetensors", 5, photos, flowers, 256
-        ),
-    )
 
 
 def study(results: Results, data: Path) -> None:
@@ -127,20 +95,6 @@ def _one_model(results: Results, case: Case, subject: Subject) -> None:
         )
 
 
-def paired_difference(
-    ours: Sequence[Accuracy], peers: Sequence[Accuracy]
-) -> tuple[float, float, float]:
-    """Return the mean difference of the SQNR over the seeds, dB, and its 95 % interval.
-
-    Both used the same images at each seed: Student's t over the paired differences.
-    """
-    pairs = zip(ours, peers, strict=True)
-    differences = [a.logit_sqnr_db - b.logit_sqnr_db for a, b in pairs]
-    mean, count = statistics.fmean(differences), len(differences)
-    half = _T95[count] * statistics.stdev(differences) / math.sqrt(count) if count > 1 else math.inf
-    return mean, mean - half, mean + half
-
-
 def _ours(subject: Subject, selection: Selection) -> Iterator[tuple[_Key, Accuracy]]:
     """Judge our file with the default ranges, the same with FP16 for the rest, and min-max."""
     seen = subject.statistics(selection)
@@ -156,11 +110,9 @@ def _ours(subject: Subject, selection: Selection) -> Iterator[tuple[_Key, Accura
 
 def _peers(subject: Subject, selection: Selection) -> Iterator[tuple[_Key, Accuracy]]:
     """Judge onnxruntime's own S8S8 files, made by its calibrators from the same images."""
-    path, indices = subject.folder / "peer.onnx", list(selection.indices)
+    path, job = subject.folder / "peer.onnx", subject.job(selection)
     for key in PEERS:
-        onnxruntime_static.quantize(
-            subject.model, subject.train, indices, subject.spec, key[1], path, symmetric=True
-        )
+        onnxruntime_static.quantize(job, path, key[1], symmetric=True)
         yield key, subject.judge(path, RuntimeConfig())
 
 

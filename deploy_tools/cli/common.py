@@ -63,15 +63,15 @@ def input_options(function: F) -> F:
     return function
 
 
-def data_options(split: str) -> Callable[[F], F]:
-    """--source, --data and --split."""
+def data_options(split: str, required: bool = True) -> Callable[[F], F]:
+    """--source, --data and --split. required: whether --source must be given."""
 
     def decorate(function: F) -> F:
         for option in (
             click.option("--split", default=split, show_default=True, help="Split of the data."),
             click.option("--data", type=PathType, metavar="DIR", help="Where the images are."),
             click.option(
-                "--source", required=True,
+                "--source", required=required,
                 help="imagefolder, imagenet, jsonl, npz, cifar10 or fashion-mnist.",
             ),
         ):  # fmt: skip

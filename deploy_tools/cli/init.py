@@ -33,9 +33,9 @@ evaluation = {{ split = "val", images = "all" }}
 
 [[variant]]
 precision = "int8"
-method = "static"                  # or "dynamic"
+method = "static"                  # dynamic | qat
 target = "ort-cpu"                 # openvino | arm | x86-no-vnni | tensorrt | tensorrt-rtx
-ranges = "mse"                     # minmax | entropy | percentile | mse
+ranges = "auto"                    # minmax | entropy | percentile | mse | auto
 
 [[variant]]
 precision = "int8"

@@ -25,6 +25,8 @@ COMMANDS = {
     "export": "export",
     "calibrate": "calibrate",
     "quantize": "quantize",
+    "sensitivity": "sensitivity",
+    "search": "search",
     "cast": "cast",
     "bench": "bench",
     "build": "build",

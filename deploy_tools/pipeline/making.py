@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,9 @@ from deploy_tools.data.spec import InputSpec
 from deploy_tools.data.splits import stratified_choice
 from deploy_tools.errors import DeployToolsError, MissingDependencyError, OutputError
 from deploy_tools.pipeline.engines import build_variant, cast_variant
+from deploy_tools.pipeline.images import CalibrationImages
 from deploy_tools.pipeline.model import FUSED, LoadedModel, fold_model, load_model, model_parents
+from deploy_tools.pipeline.qat import qat_table, training_images
 from deploy_tools.pipeline.quantize import quantize_variant
 from deploy_tools.pipeline.stages import StageRunner
 from deploy_tools.pipeline.variants import Variant, planned_variants
@@ -134,9 +137,7 @@ class Run:
             table.images, table.choose, table.seed, Path(table.list) if table.list else None
         )
         selection = select_images(self.calibration, config)
-        refuse_overlap(
-            self.calibration, selection.indices, self.evaluation, range(len(self.evaluation))
-        )
+        self._refuse_overlap(selection.indices)
 
         def save(path: Path) -> None:
             selection.save(path.parent)
@@ -157,7 +158,7 @@ class Run:
                 outcome.artifact = None if variant.runtime == "torch" else fp32
                 outcome.say("build", "ok")
                 continue
-            if variant.method == "static" and selection is None:
+            if variant.method in ("static", "qat") and selection is None:
                 selection = self.select()
             try:
                 self._make(outcome, fp32, selection)
@@ -171,6 +172,9 @@ class Run:
 
     def _make(self, outcome: Outcome, fp32: Artifact, selection: Selection | None) -> None:
         variant = outcome.variant
+        if variant.method == "qat" and selection is not None:
+            images = CalibrationImages(self.calibration, selection, lambda: self.spec)
+            self._refuse_overlap(training_images(qat_table(variant), images))
         if variant.method == "none":
             outcome.artifact = cast_variant(self.runner, variant, fp32)
         else:
@@ -179,6 +183,9 @@ class Run:
             )
         if variant.engine:
             outcome.engine = build_variant(self.runner, variant, outcome.artifact)
+
+    def _refuse_overlap(self, indices: Sequence[int]) -> None:
+        refuse_overlap(self.calibration, indices, self.evaluation, range(len(self.evaluation)))
 
     def _source(self, split: str) -> ImageSource:
         data = self.recipe.data

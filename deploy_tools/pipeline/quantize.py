@@ -1,4 +1,4 @@
-"""Calibrate (once a method) and write the INT8 file of one variant."""
+"""Correct, calibrate, fine-tune where asked for, and write the INT8 file of one variant."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from calibration.collect import CalibrateConfig, ranges_from_statistics, statistics_from_images
 from calibration.select import Selection
-from calibration.statistics import Statistics
 from calibration.table import RangeTable
 from deploy_tools.artifacts import Artifact
 from deploy_tools.data.source import ImageSource
 from deploy_tools.data.spec import InputSpec
-from deploy_tools.onnx_files import load_onnx
+from deploy_tools.pipeline.correct import corrected_bias, corrected_weights
 from deploy_tools.pipeline.engines import in_fp16
+from deploy_tools.pipeline.images import CalibrationImages
+from deploy_tools.pipeline.int8_settings import Int8Settings, settings_of
+from deploy_tools.pipeline.qat import fine_tuned, qat_table
+from deploy_tools.pipeline.ranges import calibrated_ranges
 from deploy_tools.pipeline.stages import StageRunner
 from deploy_tools.pipeline.variants import Variant
 from deploy_tools.quantization.dynamic import DynamicConfig, dynamic_from_onnx
-from deploy_tools.quantization.static import StaticConfig, activation_tensors, qdq_from_onnx
+from deploy_tools.quantization.static import Ranges, qdq_from_onnx
 from deploy_tools.quantization.summary import QuantizationSummary
-
-STATISTICS_FILE = "calibration/statistics.npz"
+from deploy_tools.quantization.targets import target_named
 
 
 def quantize_variant(
@@ -34,82 +35,53 @@ def quantize_variant(
     spec: Callable[[], InputSpec],
 ) -> Artifact:
     """Return the variant's ONNX artifact."""
-    model = runner.directory.path(fp32.file)
     if variant.method == "dynamic" or selection is None or variant.table is None:
-        return _dynamic(runner, variant, fp32, model)
-    table = variant.table
-    config = CalibrateConfig(method=table.ranges or "mse", percentile=table.percentile or 99.999)
-    ranges = calibrated_ranges(runner, fp32, selection, source, spec, config)
-    static = StaticConfig(
-        target="tensorrt" if variant.engine else variant.target,
-        per_channel=table.per_channel is not False,
-        exclude=table.exclude,
-        first_conv=table.first_conv is not False,
-        last_gemm=table.last_gemm is not False,
-    )
-    rest = (table.rest or "fp16") if variant.engine else "fp32"
-
-    def write(path: Path) -> Mapping[str, Any]:
-        ranges_table = RangeTable.load(runner.directory.path(ranges.file))
-        return _notes(qdq_from_onnx(model, ranges_table, path, static))
-
-    def make(path: Path) -> Mapping[str, Any]:
-        return in_fp16(write, path) if rest == "fp16" else write(path)
-
-    return runner.run(
-        "quantize", f"{variant.id}.onnx", variant.file, _plain(asdict(static)) | {"rest": rest},
-        {"fp32.onnx": fp32.sha256, "ranges": ranges.sha256}, make,
-    )  # fmt: skip
-
-
-def calibrated_ranges(
-    runner: StageRunner,
-    fp32: Artifact,
-    selection: Selection,
-    source: ImageSource,
-    spec: Callable[[], InputSpec],
-    config: CalibrateConfig,
-) -> Artifact:
-    """Return the range table's artifact; the pass over the images is shared by all methods."""
-    model = runner.directory.path(fp32.file)
-    images = {"fp32.onnx": fp32.sha256, "images": selection.content_hash}
-
-    def collect(path: Path) -> Mapping[str, Any]:
-        tensors = activation_tensors(load_onnx(model))
-        statistics = statistics_from_images(
-            model, tensors, source, selection, spec(), config, runner.progress
+        return _dynamic(runner, variant, fp32)
+    settings = settings_of(variant)
+    images = CalibrationImages(source, selection, spec)
+    model, ranges = static_parts(runner, fp32, settings, images)
+    table = None if runner.dry else RangeTable.load(runner.directory.path(ranges.file))
+    learnt: Ranges | None = table
+    if variant.method == "qat":
+        model, ranges, learnt = fine_tuned(
+            runner, variant.id, qat_table(variant), fp32, model, ranges, images, settings
         )
-        statistics.save(path)
-        return {"images": statistics.images, "tensors": len(tensors)}
+    path = runner.directory.path(model.file)
 
-    statistics = runner.run("calibrate", "statistics", STATISTICS_FILE, {}, images, collect)
-    name = _table_name(config)
+    def write(target: Path) -> Mapping[str, Any]:
+        if learnt is None:
+            raise RuntimeError("a stage was made in a dry run")
+        return _notes(qdq_from_onnx(path, learnt, target, settings.static))
 
-    def choose(path: Path) -> Mapping[str, Any]:
-        found = Statistics.load(runner.directory.path(STATISTICS_FILE))
-        table = ranges_from_statistics(found, config)
-        table.save(path)
-        return {"method": table.method}
+    def make(target: Path) -> Mapping[str, Any]:
+        return in_fp16(write, target) if settings.rest == "fp16" else write(target)
 
     return runner.run(
-        "calibrate", name, f"calibration/{name}.json",
-        {"method": config.method, "percentile": config.percentile},
-        {"statistics": statistics.sha256}, choose,
+        "quantize", f"{variant.id}.onnx", variant.file,
+        _plain(asdict(settings.static)) | {"rest": settings.rest},
+        {"model": model.sha256, "ranges": ranges.sha256}, make,
     )  # fmt: skip
 
 
-def _dynamic(runner: StageRunner, variant: Variant, fp32: Artifact, model: Path) -> Artifact:
+def static_parts(
+    runner: StageRunner, fp32: Artifact, settings: Int8Settings, images: CalibrationImages
+) -> tuple[Artifact, Artifact]:
+    """Return the corrected float file and its range table: what the Q/DQ file is written from."""
+    model, reference = corrected_weights(runner, fp32, settings, images)
+    grid = target_named(settings.static.target).grid
+    ranges = calibrated_ranges(runner, model, images, settings.ranges, settings.calibrate, grid)
+    table = None if runner.dry else RangeTable.load(runner.directory.path(ranges.file))
+    return corrected_bias(runner, model, reference, ranges, table, settings, images), ranges
+
+
+def _dynamic(runner: StageRunner, variant: Variant, fp32: Artifact) -> Artifact:
     table = variant.table
+    model = runner.directory.path(fp32.file)
     config = DynamicConfig(bool(table.include_conv), table.exclude) if table else DynamicConfig()
     return runner.run(
         "quantize", f"{variant.id}.onnx", variant.file, _plain(asdict(config)),
         {"fp32.onnx": fp32.sha256}, lambda path: _notes(dynamic_from_onnx(model, path, config)),
     )  # fmt: skip
-
-
-def _table_name(config: CalibrateConfig) -> str:
-    suffix = f"-{config.percentile:g}" if config.method == "percentile" else ""
-    return f"ranges-{config.method}{suffix}"
 
 
 def _notes(summary: QuantizationSummary) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def _engine(table: VariantTable, recipe: Recipe) -> Variant:
             "TensorRT variants are fp16 and int8.",
         )
     batch = table.batch or BatchTable()
-    name = table.id or f"{table.precision}-{table.target}"
+    kind = "int8-qat" if table.method == "qat" else table.precision
+    name = table.id or f"{kind}-{table.target}"
     largest = recipe.speed.batch if "offline" in recipe.speed.scenarios else 1
     if batch.min != 1 or batch.max < largest:
         raise UserError(
@@ -134,11 +135,11 @@ def _dynamic(table: VariantTable) -> Variant:
 
 def _static(table: VariantTable) -> Variant:
     target = target_named(table.target or "ort-cpu")
-    name = table.id or f"int8-static-{_SHORT.get(target.name, target.name)}"
+    name = table.id or f"int8-{table.method}-{_SHORT.get(target.name, target.name)}"
     simulated = ""
     if target.name == "arm" and platform.machine().lower() not in ("aarch64", "arm64"):
         simulated = f"the arm target's kernels do not exist on {platform.machine()}"
     return Variant(
-        name, "int8", "static", target.name, TARGETS[target.name].runtime, f"{name}.onnx",
+        name, "int8", table.method, target.name, TARGETS[target.name].runtime, f"{name}.onnx",
         simulated=simulated, table=table,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from deploy_tools.errors import require
+from deploy_tools.errors import UserError, require
 from deploy_tools.quantization.residual import main_branches
 
 Ranges = dict[str, tuple[float, float]]
@@ -19,16 +19,14 @@ class Layout:
     """op_types: what the writer quantizes, () for all that it knows. options: its extra options.
 
     ranges: changes the ranges before writing. skip: nodes to leave alone.
-    finish: changes the written file; it gets the float one and the nodes that stay in float.
+    float_branches: every residual Add gets its main branch in float, whatever the user says.
     """
 
     op_types: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     ranges: Callable[[onnx.ModelProto, Ranges], Ranges] = lambda proto, ranges: ranges
     skip: Callable[[onnx.ModelProto], tuple[str, ...]] = lambda proto: ()
-    finish: Callable[[onnx.ModelProto, onnx.ModelProto, Collection[str]], None] = (
-        lambda quantized, proto, floats: None
-    )
+    float_branches: bool = False
 
     def known_op_types(self) -> list[str]:
         """Return the operators to quantize."""
@@ -59,22 +57,32 @@ def _no_residuals(proto: onnx.ModelProto) -> tuple[str, ...]:
     )
 
 
-def _bypass_pairs(
-    quantized: onnx.ModelProto, proto: onnx.ModelProto, floats: Collection[str]
+def bypass_pairs(
+    quantized: onnx.ModelProto,
+    proto: onnx.ModelProto,
+    floats: Collection[str],
+    adds: Collection[str],
 ) -> None:
-    """Feed every residual Add its main branch in float, so that Conv, Add and Relu fuse.
+    """Feed residual Adds their main branch in float, in the written file.
 
-    The writer quantizes both inputs. It also gives a node that stays in float the pair that
-    another reader of its input needs; that one gets the float tensor too. Pairs that nobody
-    reads afterwards are removed.
+    proto: the float file. floats: nodes that stay in float. adds: names of residual Adds.
+    The writer quantizes both inputs of an Add. It also gives a node that stays in float the
+    pair that another reader of its input needs; that one gets the float tensor too. Pairs that
+    nobody reads afterwards are removed.
     """
-    mains = main_branches(proto)
+    mains = {add: main for add, main in main_branches(proto).items() if add in adds}
     producers = {tensor: node for node in quantized.graph.node for tensor in node.output}
     for node in quantized.graph.node:
         for position, tensor in enumerate(node.input):
             source = _behind_pair(producers, tensor)
             if source and (node.name in floats or mains.get(node.name) == source):
                 node.input[position] = source
+        if node.name in mains and mains[node.name] not in node.input:
+            raise UserError(
+                f'the main branch of "{node.name}" ends in an activation that is part of its '
+                "quantization.",
+                "Leave it out of float_branches.",
+            )
     _remove_unread_pairs(quantized)
 
 
@@ -122,6 +130,6 @@ LAYOUTS = {
         },
         _pool_ranges,
         _no_residuals,
-        _bypass_pairs,
+        float_branches=True,
     ),
 }

@@ -15,10 +15,11 @@ import numpy as np
 import onnx
 
 from deploy_tools.artifacts import atomic_path
-from deploy_tools.errors import UserError, require
+from deploy_tools.errors import UserError, nearest, require
 from deploy_tools.onnx_files import load_onnx, real_inputs, require_dynamic_batch, require_nodes
-from deploy_tools.quantization.layouts import LAYOUTS
+from deploy_tools.quantization.layouts import LAYOUTS, bypass_pairs
 from deploy_tools.quantization.prepare import prepared
+from deploy_tools.quantization.residual import main_branches
 from deploy_tools.quantization.summary import QuantizationSummary, describe_quantization
 from deploy_tools.quantization.targets import Target, target_named
 from deploy_tools.runtimes.onnxruntime import PRECISION_KEY
@@ -44,6 +45,8 @@ class StaticConfig:
 
     per_channel: one weight scale an output channel; False is one a tensor.
     first_conv, last_gemm: False leaves the first convolution or the final Gemm in float.
+    float_branches: residual Adds, by node name or ("all",), that get their main branch
+        unquantized; on target tensorrt all do, so that Conv, Add and Relu fuse.
     """
 
     target: str = "ort-cpu"
@@ -51,6 +54,7 @@ class StaticConfig:
     exclude: tuple[str, ...] = ()
     first_conv: bool = True
     last_gemm: bool = True
+    float_branches: tuple[str, ...] = ()
 
     def nodes_in_float(self, proto: onnx.ModelProto) -> tuple[str, ...]:
         """Return the names of the nodes that these settings leave in float."""
@@ -66,6 +70,17 @@ class StaticConfig:
                 names[found[position]] = None
         return tuple(names)
 
+    def adds_in_float(self, proto: onnx.ModelProto) -> tuple[str, ...]:
+        """Return the residual Adds whose main branch is not quantized; UserError for another."""
+        adds = main_branches(proto)
+        if self.float_branches == ("all",) and "all" not in adds:
+            return tuple(adds)
+        for name in self.float_branches:
+            if name not in adds:
+                raise UserError(f'"{name}" is no residual Add of the model.', nearest(name, adds))
+        every = LAYOUTS[target_named(self.target).layout].float_branches
+        return tuple(adds) if every else self.float_branches
+
 
 def activation_tensors(proto: onnx.ModelProto) -> tuple[str, ...]:
     """Return the tensors that any target may quantize, in graph order: what to calibrate.
@@ -80,6 +95,22 @@ def activation_tensors(proto: onnx.ModelProto) -> tuple[str, ...]:
         if node.op_type != "Constant":
             names += [t for t in node.output if t and t not in outputs and t not in inner]
     return tuple(names)
+
+
+def quantized_tensors(proto: onnx.ModelProto, config: StaticConfig) -> tuple[str, ...]:
+    """Return the activations that `config` quantizes, in graph order."""
+    readers: dict[str, set[str]] = {}
+    for node in proto.graph.node:
+        for tensor in node.input:
+            readers.setdefault(tensor, set()).add(node.name)
+    mains = main_branches(proto)
+    unread = set(config.nodes_in_float(proto)) | set(config.adds_in_float(proto))
+    floats = {mains[add] for add in config.adds_in_float(proto) if add in mains}
+    return tuple(
+        tensor
+        for tensor in activation_tensors(proto)
+        if not (tensor in floats and readers.get(tensor, set()) <= unread)
+    )
 
 
 def _inner_tensors(proto: onnx.ModelProto) -> dict[str, str]:
@@ -115,6 +146,7 @@ def qdq_from_onnx(
     floats = config.nodes_in_float(proto)
     _require_separable(proto, floats)
     quantized = _write(proto, ranges, target, config.per_channel, floats)
+    bypass_pairs(quantized, proto, _fed_float(target, floats), config.adds_in_float(proto))
     if not describe_quantization(quantized).quantized_layers:
         raise UserError(f"nothing in {model} is left to quantize.", "Exclude fewer nodes.")
     metadata |= {PRECISION_KEY: "int8", "deploy_tools.target": target.name}
@@ -124,6 +156,15 @@ def qdq_from_onnx(
     with atomic_path(path) as part:
         onnx.save(quantized, str(part))
     return describe_quantization(quantized)
+
+
+def _fed_float(target: Target, floats: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the nodes in float that read float tensors past the pairs of other readers.
+
+    Not in the cpu layout: there the writer drops a Relu in front of a pair, whose clamping at
+    the zero-point does its work.
+    """
+    return floats if LAYOUTS[target.layout].float_branches else ()
 
 
 def _write(
@@ -162,7 +203,6 @@ def _write(
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     result: onnx.ModelProto = quantizer.model.model
-    layout.finish(result, proto, floats)
     stray = set(inner) & set(describe_quantization(result).activations)
     if stray:
         raise RuntimeError(f"quantized between a layer and its activation: {sorted(stray)}")

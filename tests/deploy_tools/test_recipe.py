@@ -109,8 +109,10 @@ def test_the_full_recipe(tmp_path: Path) -> None:
 
 
 def test_what_does_not_exist_says_so(tmp_path: Path) -> None:
-    qat = FULL.replace('"static"', '"qat"')
-    assert 'method "qat" is not known. Known: dynamic, static.' in problem(tmp_path, qat)
+    weights = FULL.replace('"static"', '"weights"')
+    assert 'method "weights" is not known. Known: dynamic, qat, static.' in problem(
+        tmp_path, weights
+    )
     fp8 = FULL.replace('"int8"', '"fp8"').replace('method = "static"', "")
     assert 'precision "fp8" is not known.' in problem(tmp_path, fp8)
 
@@ -340,3 +342,46 @@ def test_any_recipe_gives_a_recipe_or_a_user_error(
     for changes in ([], [change]):
         with contextlib.suppress(UserError):
             load_recipe(Path("x.toml"), changes)
+
+
+QAT = """
+[[variant]]
+precision = "int8"
+method = "qat"
+target = "ort-cpu"
+equalize = false
+rounding = "nearest"
+float_branches = ["all"]
+[variant.qat]
+epochs = 3
+images = 100
+"""
+
+
+def test_a_qat_variant_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "q.toml").write_text(FULL + QAT)
+    recipe = load_recipe(tmp_path / "q.toml")
+    found = recipe.variant[-1]
+    assert (found.equalize, found.rounding, found.bias_correction) == (False, "nearest", None)
+    assert found.float_branches == ("all",)
+    assert found.qat is not None
+    assert (found.qat.epochs, found.qat.images, found.qat.ranges) == (3, 100, "learnable")
+    (tmp_path / "lock.toml").write_text(lock_text(recipe))
+    assert load_recipe(tmp_path / "lock.toml").variant == recipe.variant
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('rounding = "nearest"', 'rounding = "gtpq"'), 'Did you mean "gptq"?'),
+        (("images = 100", "images = -1"), "must not be negative"),
+        (("epochs = 3", "epoch = 3"), "epoch"),
+        (("epochs = 3", "weight_bits = 9"), "weight_bits must lie between 2 and 8"),
+        (('method = "qat"', 'method = "static"'), "qat means nothing for a static variant"),
+        (('float_branches = ["all"]', "include_conv = true"), "means nothing for a qat variant"),
+    ],
+)
+def test_wrong_corrections_and_qat_settings_are_refused(
+    tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    assert message in problem(tmp_path, FULL + QAT.replace(*change))

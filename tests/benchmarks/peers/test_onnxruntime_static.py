@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.peers import onnxruntime_static
+from benchmarks.peers.base import Job
 from deploy_tools.data.source import ArraySource
 from deploy_tools.data.spec import InputSpec
 
@@ -39,17 +40,25 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "m.onnx"
 
 
+class NoiseJob(Job):
+    """Images made here, since the model is too."""
+
+    def open(self) -> ArraySource:
+        pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
+        return ArraySource("noise", "train", pixels, np.zeros(6, np.int64), ("a", "b"))
+
+
+@pytest.fixture
+def job(model: Path) -> Job:
+    return NoiseJob(model, SPEC, "noise", None, "train", (0, 2, 4))
+
+
 @pytest.mark.parametrize(
     ("symmetric", "kind"), [(False, TensorProto.UINT8), (True, TensorProto.INT8)]
 )
-def test_the_grid_of_the_activations(
-    symmetric: bool, kind: int, model: Path, tmp_path: Path
-) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
-    source = ArraySource("noise", "train", pixels, np.zeros(6, np.int64), ("a", "b"))
+def test_the_grid_of_the_activations(symmetric: bool, kind: int, job: Job, tmp_path: Path) -> None:
     path = tmp_path / "q.onnx"
-    seconds = onnxruntime_static.quantize(model, source, [0, 2, 4], SPEC, "MinMax", path, symmetric)
-    assert seconds > 0
+    onnxruntime_static.quantize(job, path, "MinMax", symmetric)
     proto = onnx.load(str(path))
     stored = {tensor.name: tensor for tensor in proto.graph.initializer}
     points = [
@@ -58,9 +67,35 @@ def test_the_grid_of_the_activations(
     assert len(points) == 3
     assert {point.data_type for point in points} == {kind}
     assert any(numpy_helper.to_array(point).any() for point in points) is not symmetric
-    weights = [
+    assert {w.data_type for w in _weights(proto)} == {TensorProto.INT8}
+
+
+def _weights(proto: onnx.ModelProto) -> list[TensorProto]:
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    dequantized = [
         stored[node.input[0]]
         for node in proto.graph.node
         if node.op_type == "DequantizeLinear" and node.input[0] in stored
     ]
-    assert {w.data_type for w in weights if len(w.dims) == 4} == {TensorProto.INT8}
+    return [tensor for tensor in dequantized if len(tensor.dims) == 4]
+
+
+@pytest.mark.parametrize(("per_channel", "scales"), [(True, [4, 2]), (False, [1, 1])])
+def test_the_scales_of_the_weights(
+    per_channel: bool, scales: list[int], job: Job, tmp_path: Path
+) -> None:
+    path = tmp_path / "q.onnx"
+    onnxruntime_static.quantize(job, path, per_channel=per_channel)
+    proto = onnx.load(str(path))
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    names = {tensor.name for tensor in _weights(proto)}
+    found = [stored[node.input[1]].size for node in proto.graph.node if node.input[0] in names]
+    assert found == scales
+
+
+def test_every_calibrator_writes_a_file(job: Job, tmp_path: Path) -> None:
+    made = []
+    for method in onnxruntime_static.METHODS:
+        onnxruntime_static.quantize(job, tmp_path / f"{method}.onnx", method)
+        made.append((tmp_path / f"{method}.onnx").read_bytes())
+    assert len(set(made)) >= 2

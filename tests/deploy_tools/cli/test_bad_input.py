@@ -197,7 +197,7 @@ def test_ctrl_c_in_the_middle(tmp_path: Path, demo_checkpoint: Path) -> None:
     ) as process:
         end = time.monotonic() + 240
         while (
-            time.monotonic() < end and not (out / "predictions").is_dir() and process.poll() is None
+            time.monotonic() < end and not (out / "corrections").is_dir() and process.poll() is None
         ):
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGINT)

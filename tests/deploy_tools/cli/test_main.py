@@ -10,7 +10,7 @@ from deploy_tools.version import __version__
 
 def verbs() -> list[list[str]]:
     groups = {
-        "quantize": ["dynamic", "static"],
+        "quantize": ["dynamic", "static", "qat"],
         "cast": ["fp16"],
         "bench": ["accuracy", "speed"],
     }

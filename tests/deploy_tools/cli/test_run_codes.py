@@ -69,6 +69,8 @@ def test_over_the_budget_is_exit_4(
         "variant.0.ranges=percentile",
         "--set",
         "variant.0.percentile=60.0",
+        *("--set", "variant.0.equalize=false", "--set", "variant.0.rounding=nearest"),
+        *("--set", "variant.0.bias_correction=false"),
     ]
     code = main(["run", done[0], "-o", str(tmp_path / "out"), "-q", *change, *worse])
     shown = capsys.readouterr()

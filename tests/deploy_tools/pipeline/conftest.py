@@ -29,6 +29,9 @@ precision = "int8"
 method = "static"
 target = "ort-cpu"
 ranges = "minmax"
+equalize = false
+rounding = "nearest"
+bias_correction = false
 
 [speed]
 batch = 4

@@ -69,7 +69,7 @@ def test_every_file_is_in_the_manifest_with_its_hash_and_parents(small_run: Smal
         assert artifact.parents
         assert artifact.versions["deploy-tools"]
     static = manifest["int8-static-ort.onnx"]
-    assert static.parents["fp32.onnx"] == manifest["fp32.onnx"].sha256
+    assert static.parents["model"] == manifest["fp32.onnx"].sha256
     assert static.parents["ranges"] == manifest["ranges-minmax"].sha256
     assert not list(folder.rglob("*.part"))
 

@@ -1,0 +1,99 @@
+"""One Markdown table of what `peers_accuracy --keep DIR` kept, a section a model.
+
+python -m benchmarks.studies.peers_table benchmarks/results/peers_accuracy-*.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deploy_tools.errors import ArtifactError, DeployToolsError
+
+_HEAD = (
+    "setting", "tool", "method", "runtime", "top-1, %", "drop, points", "agreement, %",
+    "logit SQNR, dB", "seconds", "peak MB", "file MB",
+)  # fmt: skip
+
+
+def table(kept: Sequence[Mapping[str, Any]]) -> str:
+    """Return Markdown of several results: rows in their order, claims not met below."""
+    rows = [row for result in kept for row in result["rows"]]
+    parts = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        parts.append("\n".join(_section(model, own)))
+    missed = [claim for result in kept for claim in result["claims"] if not claim["met"]]
+    if missed:
+        lines = [f"- {c['name']}: {_number(c['value'])} (target {c['target']})" for c in missed]
+        parts.append("\n".join(["Claims not met:", "", *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(model: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    fp32 = next(row for row in rows if row["tool"] == "fp32")
+    yield f"### {model}\n\nFP32 is right on {fp32['correct']:,} of {fp32['images']:,} images.\n"
+    yield f"| {' | '.join(_HEAD)} |"
+    yield f"|{'|'.join(['---'] * len(_HEAD))}|"
+    for row in rows:
+        if row is not fp32:
+            yield f"| {' | '.join([*_names(row), *_figures(row)])} |"
+
+
+def _names(row: Mapping[str, Any]) -> list[str]:
+    return [str(row[name]) for name in ("setting", "tool", "method", "runtime")]
+
+
+def _figures(row: Mapping[str, Any]) -> list[str]:
+    if "sqnr_db" not in row:
+        reason = str(row["reason"]).replace("|", "/")
+        return [f"did not run: {reason}", *[""] * (len(_HEAD) - 5)]
+    return [
+        f"{100 * row['top1']:.2f}",
+        f"{row['drop_pp']:+.2f} [{row['drop_low_pp']:+.2f}, {row['drop_high_pp']:+.2f}]",
+        _spread(row, "agreement", 100.0),
+        _spread(row, "sqnr_db", 1.0),
+        f"{row['seconds']:.1f}",
+        f"{row['peak_rss_bytes'] / 1e6:.0f}",
+        f"{row['file_bytes'] / 1e6:.2f}",
+    ]
+
+
+def _spread(row: Mapping[str, Any], name: str, factor: float) -> str:
+    """Mean over the seeds (lowest to highest), or the one value."""
+    mean, low, high = (factor * row[f"{name}{end}"] for end in ("", "_min", "_max"))
+    return f"{mean:.2f}" if row["seeds"] == 1 else f"{mean:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}.") from error
+    if not any("setting" in row for row in values.get("rows", ())):
+        raise ArtifactError(f"{path} is not what peers_accuracy --keep writes.")
+    return values
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+def command(files: tuple[Path, ...]) -> None:
+    """Print the table of FILES."""
+    try:
+        click.echo(table([_read(path) for path in files]), nl=False)
+    except DeployToolsError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    command()

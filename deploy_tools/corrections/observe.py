@@ -1,0 +1,138 @@
+"""What the corrections need to know of the activations, in passes whose memory images do not grow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deploy_tools.training.onnx_module import OnnxModule
+
+Values = NDArray[np.float64]
+Batches = Callable[[], Iterable[NDArray[np.float32]]]
+"""Gives the calibration images anew, as preprocessed batches (N, C, H, W)."""
+Progress = Callable[[str, int, int], None]
+
+
+_IMAGES = 10_000
+"""How many images the expected largest value of a channel is meant for."""
+
+
+@dataclass(frozen=True)
+class ChannelValues:
+    """Per channel of one tensor; (channels,).
+
+    peak: the largest |x| that 10,000 images may be expected to show, at least the largest seen.
+    The largest of each image is taken as Gumbel distributed, the law of maxima of light-tailed
+    values: E max of n images = mean + std * sqrt(6) / pi * ln n. A few hundred images show too
+    little of each single channel to take what they show for its range.
+    mean_square: the mean of x * x. images: how many were seen.
+    """
+
+    peak: Values
+    mean_square: Values
+    images: int
+
+
+class _Channels:
+    """Running sums of one tensor's channels, in float64: the batches' order leaves no trace."""
+
+    def __init__(self, channels: int) -> None:
+        zero = torch.zeros(channels, dtype=torch.float64)
+        self._largest, self._sum, self._squares, self._energy = zero, zero, zero, zero
+        self._images = self._values = 0
+
+    def add(self, value: torch.Tensor) -> None:
+        flat = value.flatten(2) if value.dim() > 2 else value.unsqueeze(2)  # (N, C, positions)
+        each = flat.abs().amax(2).double()
+        self._largest = torch.maximum(self._largest, each.amax(0))
+        self._sum = self._sum + each.sum(0)
+        self._squares = self._squares + each.square().sum(0)
+        self._energy = self._energy + flat.double().square().sum((0, 2))
+        self._images += len(flat)
+        self._values += flat.shape[0] * flat.shape[2]
+
+    def values(self) -> ChannelValues:
+        mean = self._sum / self._images
+        spread = (self._squares / self._images - mean.square()).clamp_min(0).sqrt()
+        expected = mean + spread * math.sqrt(6) / math.pi * math.log(_IMAGES)
+        peak = torch.maximum(self._largest, torch.where(self._largest > 0, expected, mean))
+        energy = self._energy / self._values
+        return ChannelValues(peak.numpy(), energy.numpy(), self._images)
+
+
+def observe_channels(
+    module: OnnxModule, batches: Batches, tensors: Iterable[str], progress: Progress | None = None
+) -> dict[str, ChannelValues]:
+    """Return peak and mean square of each channel (axis 1) of these tensors."""
+    names = list(dict.fromkeys(tensors))
+    seen: dict[str, _Channels] = {}
+    with torch.inference_mode():
+        for images in _counted(batches, "observe channels", progress):
+            for name, value in module.values(images, names).items():
+                seen.setdefault(name, _Channels(value.shape[1])).add(value)
+    return {name: seen[name].values() for name in names}
+
+
+def importance_of_channels(
+    module: OnnxModule,
+    batches: Batches,
+    tensors: Iterable[str],
+    probes: int = 2,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Values]:
+    """Return, for each channel, the energy of the logits' derivative by its values.
+
+    That is E |d logits / d x_c|^2, summed over the positions of the channel: white noise of
+    variance v on the channel adds v times this to the squared error of the logits (first
+    order). Estimated with Gaussian probes, E (d v.logits / d x_c)^2 over v ~ N(0, 1). A tensor
+    that the logits do not depend on gets zeros.
+    """
+    names = list(dict.fromkeys(tensors))
+    found: dict[str, torch.Tensor] = {}
+    generator = torch.Generator().manual_seed(seed)
+    total = 0
+    for images in _counted(batches, "weigh channels", progress):
+        total += len(images)
+        images.requires_grad_(True)
+        values = module.values(images, [*names, module.output_name])
+        logits = values[module.output_name]
+        wanted = [values[name] for name in names]
+        for probe in range(probes):
+            weights = torch.randn(logits.shape, generator=generator)
+            slopes = torch.autograd.grad(
+                (logits * weights).sum(), wanted, allow_unused=True, retain_graph=probe + 1 < probes
+            )
+            for name, value, slope in zip(names, wanted, slopes, strict=True):
+                slope = torch.zeros_like(value) if slope is None else slope
+                energy = slope.double().square().transpose(0, 1).flatten(1).sum(1)
+                found[name] = found[name] + energy if name in found else energy
+    return {name: (energy / max(total * probes, 1)).numpy() for name, energy in found.items()}
+
+
+def _counted(batches: Batches, what: str, progress: Progress | None) -> Iterator[torch.Tensor]:
+    done = 0
+    for images in batches():
+        yield torch.from_numpy(np.array(images, np.float32))
+        done += len(images)
+        if progress:
+            progress(what, done, 0)
+
+
+def first_images(batches: Batches, count: int) -> Batches:
+    """Return batches that end after `count` images."""
+
+    def some() -> Iterator[NDArray[np.float32]]:
+        left = count
+        for images in batches():
+            yield images[:left]
+            left -= len(images)
+            if left <= 0:
+                return
+
+    return some

@@ -1,0 +1,1 @@
+"""The fastest INT8 assignment that keeps an accuracy budget: candidates, budget, search."""

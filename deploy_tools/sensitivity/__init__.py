@@ -1,0 +1,1 @@
+"""What each layer, tensor and range costs in accuracy, found without running whole models."""

@@ -1,0 +1,143 @@
+"""deploy-tools search on a real model: a budget that plain INT8 misses, and one that nothing keeps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy_tools.cli import main as commands
+from deploy_tools.cli.main import main
+from deploy_tools.pipeline.searching import _Searching
+from deploy_tools.recipe import load_recipe
+from deploy_tools.search import search
+from deploy_tools.search.candidates import Step, plain
+
+Capture = pytest.CaptureFixture[str]
+
+# Ranges that cut off a tenth of all values: corrections do not mend that, other ranges do.
+RECIPE = """
+[model]
+arch = "resnet20-cifar"
+checkpoint = "{checkpoint}"
+
+[data]
+source = "fashion-mnist"
+calibration = {{ split = "train", images = 32 }}
+evaluation = {{ split = "test", images = 100 }}
+
+[[variant]]
+precision = "int8"
+method = "static"
+target = "ort-cpu"
+ranges = "percentile"
+percentile = 90.0
+
+[speed]
+rounds = 3
+seconds = 0.01
+"""
+OPTIONS = ["--images", "80", "--rounds", "3", "--seconds", "0.01", "--batch", "2", "-q"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _verb() -> Iterator[None]:
+    """The verb is there, and corrections, which take a while, are not tried."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(commands.COMMANDS, "search", "search")
+        patch.setattr(search, "corrected", plain)
+        yield
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Path) -> Path:
+    path = tmp_path_factory.mktemp("search") / "recipe.toml"
+    path.write_text(RECIPE.format(checkpoint=demo_checkpoint))
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(recipe: Path) -> tuple[Path, int]:
+    out = recipe.parent / "found"
+    return out, main(["search", str(recipe), "--min-agreement", "90", *OPTIONS, "-o", str(out)])
+
+
+def test_a_budget_that_plain_int8_misses_is_met(found: tuple[Path, int]) -> None:
+    out, code = found
+    assert code == 0
+    report = json.loads((out / "search.json").read_text())
+    first = report["tried"][0]
+    assert first["assignment"]["ranges"] == "percentile"
+    assert first["met"] is False
+    assert first["judged"]["agreement"] < 0.9
+    assert report["met"] is True
+    assert report["chosen"]["judged"]["agreement"] >= 0.9
+    assert report["judged_on"] == report["judged_on"] | {"split": "train", "images": 80}
+    assert report["evaluation"]["split"] == "test"
+    assert report["evaluation"]["images"] == 100
+    assert (out / report["file"]).is_file()
+    timed = report["timed"]
+    assert timed[0]["over_plain"]["single-stream"] == [1.0, 1.0, 1.0]
+    low, high = timed[-1]["over_plain"]["offline"][1:]
+    assert 0 < low <= high
+    assert {run["variant"] for run in report["speed"]} >= {"fp32-ort"}
+
+
+def test_the_recipe_repeats_the_choice(found: tuple[Path, int]) -> None:
+    out, _ = found
+    report = json.loads((out / "search.json").read_text())
+    repeated = load_recipe(out / "recipe.toml")
+    (variant,) = repeated.variant
+    for key, value in report["chosen"]["assignment"].items():
+        have = getattr(variant, key)
+        assert (list(have) if isinstance(have, tuple) else have) == value
+    assert main(["run", str(out / "recipe.toml"), "-o", str(out / "run"), "-q"]) == 0
+    (made,) = (out / "run").glob("int8-*.onnx")
+    assert made.read_bytes() == (out / report["file"]).read_bytes()
+
+
+def test_a_budget_that_nothing_keeps_exits_4_and_says_how_near(
+    found: tuple[Path, int],
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    """With the bad ranges as the only ones and one layer that could stay in float."""
+    monkeypatch.setattr(search, "neighbours", lambda best: [])
+    two = [Step("conv1", "layer", 0.01, 1.0), Step("linear", "layer", 0.001, 1.0)]
+    monkeypatch.setattr(_Searching, "steps", lambda self, assignment: two)
+    out = tmp_path / "again"
+    shutil.copytree(found[0], out)
+    before = (out / "search.json").read_text()
+    assert main(["search", str(recipe), "--min-agreement", "99.9", *OPTIONS, "-o", str(out)]) == 4
+    said = capsys.readouterr().err
+    assert "no assignment keeps the budget" in said
+    assert "points" in said
+    report = json.loads((out / "search.json").read_text())
+    assert report["met"] is False
+    assert report["chosen"] is None
+    assert report["evaluation"] is None
+    assert 0 < report["nearest"]["missing_pp"] < 99.9
+    assert len(report["tried"]) == 2
+    # Plain was made by the search before: the same figures.
+    assert report["tried"][0] == json.loads(before)["tried"][0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "needs a budget"),
+        (["--min-agreement", "0.995"], "Write 99.5"),
+        (["--max-drop", "0.1%"], "0.1pp"),
+        (["--max-drop", "1pp", "--target", "tensorrt"], "tensorrt"),
+    ],
+)
+def test_a_budget_that_is_none_is_refused(
+    options: list[str], said: str, recipe: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(["search", str(recipe), *options, "-o", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
