@@ -202,18 +202,6 @@ def test_the_file_says_what_was_done_to_it(tmp_path: Path) -> None:
     assert [(p.key, p.value) for p in proto.metadata_props] == [(CORRECTIONS_KEY, "bias")]
 
 
-def test_nodes_without_names_are_told_apart(tmp_path: Path) -> None:
-    proto = two_convs()
-    for node in proto.graph.node:
-        node.name = ""
-    model = saved(proto, tmp_path / "m.onnx")
-    images = normal_images(8, 3, 8, 8)
-    assert equalized(model, tmp_path / "e.onnx", images).scaled_channels > 10
-    np.testing.assert_allclose(
-        logits(tmp_path / "e.onnx", images), logits(model, images), atol=1e-4
-    )
-
-
 def test_a_graph_that_torch_cannot_run_is_named(tmp_path: Path) -> None:
     graph = Graph(None, 3, 8, 8)
     first = graph.node("HardSwish", "strange", graph.conv("a", graph.input, 3, 4))
