@@ -155,7 +155,7 @@ def _drawn(source: ImageSource, config: SelectConfig) -> NDArray[np.int64]:
         raise UserError(
             f"calibration asks for {config.images} images and {source.name} {source.split} "
             f"has {len(source)}.",
-            f"Ask for at most {len(source)} with --images.",
+            f"Ask for at most {len(source)}.",
         )
     if config.choose == "stratified":
         return stratified_choice(source.labels, config.images, config.seed)

@@ -33,6 +33,10 @@ class UserError(DeployToolsError):
     """Bad usage or bad input (exit 2)."""
 
 
+class UnsupportedGraphError(UserError):
+    """A graph with something that a part of this tool does not run (exit 2)."""
+
+
 class MissingDependencyError(DeployToolsError):
     """A runtime, device or library is missing (exit 3)."""
 

@@ -85,6 +85,6 @@ def _answer(path: Path, done: subprocess.CompletedProcess[str]) -> dict[str, Any
 
 def _rebuilt(found: Mapping[str, Any]) -> errors.DeployToolsError:
     """The worker's error as the class that it was there."""
-    kind = {"PeerError": PeerError}.get(found["error"]) or getattr(errors, found["error"])
+    kind = getattr(errors, found["error"], PeerError)
     error: errors.DeployToolsError = kind(found["message"], found["hint"])
     return error

@@ -1,6 +1,6 @@
 """onnxruntime's own quantize_static: its calibrators, its defaults, on the same images.
 
-U8S8, or S8S8 with symmetric activations, and one weight scale a channel or a tensor; its
+U8S8, or S8S8 with affine or symmetric activations, and one weight scale a channel or a tensor; its
 pre-processing runs first, as its documentation asks.
 """
 
@@ -27,12 +27,13 @@ def load() -> None:
 
 
 def quantize(
-    job: Job, path: Path, method: str = "MinMax", symmetric: bool = False, per_channel: bool = True
+    job: Job, path: Path, method: str = "MinMax", activations: str = "u8", per_channel: bool = True
 ) -> None:
     """Write onnxruntime's static INT8 file of `job.model` to `path`.
 
     method: one of METHODS. Images go in one a call, as in its examples.
-    symmetric: S8S8 with ActivationSymmetric, the grid that TensorRT takes, instead of U8S8.
+    activations: "u8", "s8" (affine, its own default), or "s8-symmetric", the grid that TensorRT
+        takes.
     per_channel: one weight scale an output channel; False is one a tensor.
     """
     from onnxruntime.quantization import (
@@ -60,10 +61,10 @@ def quantize(
             options: dict[str, Any] = {
                 "quant_format": QuantFormat.QDQ,
                 "per_channel": per_channel,
-                "activation_type": QuantType.QInt8 if symmetric else QuantType.QUInt8,
+                "activation_type": QuantType.QUInt8 if activations == "u8" else QuantType.QInt8,
                 "weight_type": QuantType.QInt8,
                 "calibrate_method": getattr(CalibrationMethod, method),
-                "extra_options": {"ActivationSymmetric": symmetric},
+                "extra_options": {"ActivationSymmetric": activations == "s8-symmetric"},
             }
             quantize_static(str(ready), str(path), Reader(), **options)
     finally:

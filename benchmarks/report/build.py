@@ -46,6 +46,7 @@ def variant_entry(
     predictions: str | None = None,
     samples: str | None = None,
     peak_rss_bytes: int | None = None,
+    qat: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return one entry of a report's "variants".
 
@@ -53,7 +54,9 @@ def variant_entry(
     precision: what was asked for; runs_in: what the runtime truly computes in.
     simulated: the accuracy comes from another runtime than the one the variant is made for.
     predictions, samples: paths relative to the report's folder.
+    qat: of a fine-tuned variant what `QatResult.to_dict` returns, its curve.
     """
+    course = {"qat": dict(qat)} if qat else {}
     return {
         "id": id,
         "precision": precision,
@@ -69,7 +72,7 @@ def variant_entry(
         "accuracy": _accuracy(accuracy, simulated, predictions),
         "speed": _speed(speed, samples),
         "peak_rss_bytes": peak_rss_bytes,
-    }
+    } | course
 
 
 def build_report(

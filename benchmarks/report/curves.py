@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.report.plots import _svg
+from benchmarks.report.plots import inline_svg
 from deploy_tools.errors import UserError
 
 _SEEN, _HELD = "#3b82c4", "#e07b14"
@@ -45,4 +45,4 @@ def qat_plot(curve: Sequence[Mapping[str, float]], name: str = "qat") -> str:
         )
         panels[-1].set_xlabel("epoch (0: quantized, not trained)")
 
-    return _svg(draw, (7.4, 6.4), name)
+    return inline_svg(draw, (7.4, 6.4), name)

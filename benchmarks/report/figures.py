@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.accuracy import confusion_matrix
 from benchmarks.predictions import Predictions
+from benchmarks.report.curves import qat_plot
 from benchmarks.report.facts import fastest
 from benchmarks.report.plots import (
     MOST_CLASSES,
@@ -41,6 +42,7 @@ def figures(report: Report, folder: Path) -> str:
         [
             _accuracy(report, colors),
             _latency(report, folder, colors),
+            _fine_tuning(report),
             _confusion(report, folder),
         ]
     )
@@ -104,6 +106,20 @@ def _latency(report: Report, folder: Path, colors: Mapping[str, str]) -> str:
         for (scenario, batch), rows in found.items()
     ]
     return f"<h2>Latency distributions</h2>{''.join(plots)}" if plots else ""
+
+
+def _fine_tuning(report: Report) -> str:
+    plots = [
+        _figure(
+            qat_plot(variant["qat"]["curve"], f"qat-{place}"),
+            f"<b>{escape(variant['id'])}</b>: {variant['qat']['training_images']:,} images train, "
+            f"{variant['qat']['validation_images']:,} held out of them choose the epoch (dashed).",
+            "wide",
+        )
+        for place, variant in enumerate(ordered(report))
+        if "qat" in variant
+    ]
+    return f"<h2>Fine-tuning</h2>{''.join(plots)}" if plots else ""
 
 
 def _confusion(report: Report, folder: Path) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deploy_tools.errors import require
 
-_INK = "#0a0b0c"
+INK = "#0a0b0c"
 _LINE = "#0a0b0d"
 _GREY = "#808890"
 _MORE, _LESS = (0.23, 0.51, 0.77), (0.86, 0.42, 0.12)
@@ -59,7 +59,7 @@ def accuracy_plot(points: Sequence[Point], colors: Mapping[str, str], baseline_t
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        axes.axhline(baseline_top1, color=_INK, linewidth=0.8, dashes=(4, 3), alpha=0.6, zorder=1)
+        axes.axhline(baseline_top1, color=INK, linewidth=0.8, dashes=(4, 3), alpha=0.6, zorder=1)
         for place, point in enumerate(points):
             style = {"color": colors[point.name], "marker": _MARKERS[place % len(_MARKERS)]}
             axes.errorbar(
@@ -80,7 +80,7 @@ def accuracy_plot(points: Sequence[Point], colors: Mapping[str, str], baseline_t
         axes.set_ylabel("top-1 accuracy, %")
         _legend_above(figure, axes, len(points))
 
-    return _svg(draw, (7.4, 4.1 + 0.12 * len(points)), "accuracy")
+    return inline_svg(draw, (7.4, 4.1 + 0.12 * len(points)), "accuracy")
 
 
 def latency_plot(
@@ -105,7 +105,7 @@ def latency_plot(
             axes.plot(middle, top, color=colors[key], linewidth=1.2)
             for percent, length in ((50, 0.5), (90, 0.3), (99, 0.3)):
                 value = np.percentile(latencies[key], percent)
-                axes.plot([value, value], [row, row + length], color=_INK, linewidth=1.3)
+                axes.plot([value, value], [row, row + length], color=INK, linewidth=1.3)
         axes.set_xscale("log")
         axes.set_xlim(edges[0], edges[-1])
         axes.set_ylim(-0.08, len(names))
@@ -115,7 +115,7 @@ def latency_plot(
         axes.set_xlabel("milliseconds a call")
         _plain_log_ticks(axes)
 
-    return _svg(draw, (7.4, 1.0 + 0.55 * len(names)), name)
+    return inline_svg(draw, (7.4, 1.0 + 0.55 * len(names)), name)
 
 
 def confusion_plot(matrix: NDArray[np.int64], classes: Sequence[str], name: str) -> str:
@@ -161,7 +161,7 @@ def _matrix_svg(
             if matrix[row, column]:
                 text = pattern.format(int(matrix[row, column]))
                 size = 8.5 if count <= 12 else 100 / count
-                axes.text(column, row, text, ha="center", va="center", fontsize=size, color=_INK)
+                axes.text(column, row, text, ha="center", va="center", fontsize=size, color=INK)
         small = 9 if count <= 12 else 7
         axes.set_xticks(range(count), classes, rotation=45, ha="right", fontsize=small)
         axes.set_yticks(range(count), classes, fontsize=small)
@@ -171,7 +171,7 @@ def _matrix_svg(
         axes.set_ylabel("true")
 
     side = min(2.2 + 0.42 * count, 9.0)
-    return _svg(draw, (side + 0.4, side), name)
+    return inline_svg(draw, (side + 0.4, side), name)
 
 
 def _cell(axes: Any, row: int, column: int, shade: NDArray[np.float64]) -> None:
@@ -206,7 +206,7 @@ def _reach(value: float, ends: tuple[float, float]) -> list[list[float]]:
     return [[max(value - ends[0], 0.0)], [max(ends[1] - value, 0.0)]]
 
 
-def _svg(draw: Callable[[Any], None], size: tuple[float, float], name: str) -> str:
+def inline_svg(draw: Callable[[Any], None], size: tuple[float, float], name: str) -> str:
     """Draw on a figure of `size` inches and return an <svg> element whose ids start with `name`."""
     matplotlib = require("matplotlib", "report", "The report's plots")
     figures = require("matplotlib.figure", "report", "The report's plots")
@@ -215,8 +215,8 @@ def _svg(draw: Callable[[Any], None], size: tuple[float, float], name: str) -> s
         "svg.hashsalt": name,
         "font.family": "sans-serif",
         "font.size": 10.5,
-        "text.color": _INK,
-        "axes.labelcolor": _INK,
+        "text.color": INK,
+        "axes.labelcolor": INK,
         "axes.edgecolor": _LINE,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -226,8 +226,8 @@ def _svg(draw: Callable[[Any], None], size: tuple[float, float], name: str) -> s
         "grid.linewidth": 0.7,
         "xtick.color": _LINE,
         "ytick.color": _LINE,
-        "xtick.labelcolor": _INK,
-        "ytick.labelcolor": _INK,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
         "savefig.transparent": True,
     }
     with matplotlib.rc_context(style):
@@ -249,4 +249,4 @@ def _inline(document: str, name: str) -> str:
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r"url\(#", f"url(#{name}-", svg)
     svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    return svg.replace(_INK, "currentColor").replace(_LINE, "var(--line)")
+    return svg.replace(INK, "currentColor").replace(_LINE, "var(--line)")

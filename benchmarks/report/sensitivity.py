@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.report.plots import _INK, _svg
+from benchmarks.report.plots import INK, inline_svg
 from benchmarks.statistics import Interval, logit_sqnr_interval, wilson_interval
 from deploy_tools.errors import require
 
@@ -65,8 +65,8 @@ def sensitivity_plot(bars: Sequence[SensitivityBar], whole_db: float, name: str)
             axes.barh(row, value, height=0.72, color=_COLORS[bar.kind])
             high = bar.sqnr_db.high if math.isfinite(bar.sqnr_db.high) else value
             reach = [[max(value - bar.sqnr_db.low, 0.0)], [max(high - value, 0.0)]]
-            axes.errorbar(value, row, xerr=reach, color=_INK, linewidth=1.0, capsize=2)
-        axes.axvline(whole_db, color=_INK, linewidth=0.8, dashes=(4, 3))
+            axes.errorbar(value, row, xerr=reach, color=INK, linewidth=1.0, capsize=2)
+        axes.axvline(whole_db, color=INK, linewidth=0.8, dashes=(4, 3))
         axes.set_yticks(range(len(shown)), [bar.name for bar in shown], fontsize=8.5)
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
@@ -78,7 +78,7 @@ def sensitivity_plot(bars: Sequence[SensitivityBar], whole_db: float, name: str)
             handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False
         )
 
-    return _svg(draw, (7.4, 1.3 + 0.21 * len(shown)), name)
+    return inline_svg(draw, (7.4, 1.3 + 0.21 * len(shown)), name)
 
 
 def as_file(plot: str) -> str:

@@ -33,6 +33,7 @@ from benchmarks.studies.subject import (
     shipped_case,
     spread,
 )
+from deploy_tools.data import open_source
 from deploy_tools.errors import UserError, nearest
 from deploy_tools.onnx_files import load_onnx
 from deploy_tools.pipeline.images import CalibrationImages
@@ -55,13 +56,10 @@ _RUNTIMES = {
 
 def study(results: Results, data: Path, model: str, target: str, seeds: int | None) -> None:
     """Fill in one row a setting: mean and spread over the calibration seeds."""
-    case = _case(data, model)
-    images = tuple(range(QUICK_IMAGES)) if results.quick else None
-    checkpoint = str(data / "weights" / case.checkpoint)
-    table = ModelTable(case.arch, checkpoint, num_classes=case.num_classes)
+    case = case_named(data, model)
     found: dict[str, list[Accuracy]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        subject = prepare_subject(Path(folder), table, case.given, case.data, images)
+        subject = prepared_subject(Path(folder), case, data, results.quick)
         results.row(model=case.name, row="fp32", correct=int(subject.baseline.correct.sum()))
         rows = _rows(subject, target, results.quick)
         for seed in range(seeds or (1 if results.quick else SEEDS)):
@@ -75,11 +73,21 @@ def study(results: Results, data: Path, model: str, target: str, seeds: int | No
     _claims(results, found)
 
 
-def _case(data: Path, model: str) -> Case:
+def case_named(data: Path, model: str) -> Case:
+    """Return a case by its name; UserError with the nearest where there is none."""
     known = {case.name: case for case in (*cases(data), shipped_case())}
     if model not in known:
         raise UserError(f'model "{model}" is not known.', nearest(model, known))
     return known[model]
+
+
+def prepared_subject(folder: Path, case: Case, data: Path, quick: bool) -> Subject:
+    """Return a case's model and images; quick: judged on the first 2,000 only."""
+    evaluation = open_source(case.data.source, case.data.root, case.data.evaluation)
+    images = tuple(range(min(len(evaluation), QUICK_IMAGES))) if quick else None
+    checkpoint = str(data / "weights" / case.checkpoint)
+    table = ModelTable(case.arch, checkpoint, num_classes=case.num_classes)
+    return prepare_subject(folder, table, case.given, case.data, images)
 
 
 def _rows(subject: Subject, target: str, quick: bool) -> dict[str, _Row]:
@@ -153,7 +161,7 @@ _OPTIONS = [
     click.Option(
         ["--target"], type=click.Choice(list(_RUNTIMES)), default="ort-cpu", show_default=True
     ),
-    click.Option(["--seeds"], type=click.IntRange(1), help="How many calibration seeds."),
+    click.Option(["--seeds"], type=click.IntRange(1, SEEDS), help="How many calibration seeds."),
 ]
 command = run_study("ablation_accuracy", study, _OPTIONS)
 

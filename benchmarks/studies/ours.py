@@ -21,21 +21,17 @@ from deploy_tools.pipeline.workshop import open_workshop
 from deploy_tools.quantization.prepare import prepared
 from deploy_tools.quantization.residual import main_branches
 from deploy_tools.quantization.static import StaticConfig
-from deploy_tools.recipe import QatTable
 
 
-def corrected(
-    job: Job, path: Path, config: StaticConfig, branches: bool = True, qat: bool = False
-) -> None:
+def corrected(job: Job, path: Path, config: StaticConfig, branches: bool = True) -> None:
     """Static INT8 as the commands make it without any option.
 
-    branches: False leaves the main branch of every residual Add unquantized. qat: fine-tuned on
-    the calibration images against the FP32 logits, without labels.
+    branches: False leaves the main branch of every residual Add unquantized.
     """
     if not branches:
         adds = tuple(main_branches(prepared(load_onnx(job.model))))
         config = StaticConfig(config.target, config.per_channel, float_branches=adds)
-    _make(job, path, Int8Settings(config), QatTable() if qat else None)
+    _make(job, path, Int8Settings(config))
 
 
 def plain(job: Job, path: Path, config: StaticConfig, ranges: str) -> None:
@@ -50,7 +46,7 @@ def plain_settings(config: StaticConfig, ranges: str) -> Int8Settings:
     )
 
 
-def _make(job: Job, path: Path, settings: Int8Settings, qat: QatTable | None = None) -> None:
+def _make(job: Job, path: Path, settings: Int8Settings) -> None:
     source = job.open()
     ids = tuple(source.image_id(index) for index in job.indices)
     selection = select_images(source, SelectConfig(choose="list", list=ids))
@@ -59,13 +55,13 @@ def _make(job: Job, path: Path, settings: Int8Settings, qat: QatTable | None = N
         tempfile.TemporaryDirectory() as folder,
         open_workshop(Path(folder), job.model, images) as workshop,
     ):
-        workshop.make(settings, path, qat)
+        workshop.make(settings, path)
 
 
+FREE = "branches in float"
 OURS: dict[str, Callable[[Job, Path, StaticConfig], None]] = {
     "default": corrected,
-    "branches in float": partial(corrected, branches=False),
-    "qat, no labels": partial(corrected, qat=True),
+    FREE: partial(corrected, branches=False),
     "plain mse": partial(plain, ranges="mse"),
     "plain percentile": partial(plain, ranges="percentile"),
     "plain minmax": partial(plain, ranges="minmax"),

@@ -65,9 +65,20 @@ def study(
         results.rows += own.rows
         results.claims += own.claims
         if keep is not None:
-            command = {"command": f"python -m benchmarks.studies.peers_accuracy --data DIR --model {case.name}"}  # fmt: skip
+            command = {"command": _command(case.name, seeds, settings, results.quick)}
             kept = study_object("peers_accuracy", own.rows, own.claims)
-            write_json(keep / f"peers_accuracy-{case.name}.json", command | kept | _versions())
+            # Only the whole study has the plain name, so that no part replaces it.
+            part = "-part" if seeds or settings or results.quick else ""
+            write_json(
+                keep / f"peers_accuracy-{case.name}{part}.json", command | kept | _versions()
+            )
+
+
+def _command(model: str, seeds: int, settings: tuple[str, ...], quick: bool) -> str:
+    parts = ["python -m benchmarks.studies.peers_accuracy --data DIR --model", model]
+    parts += [f"--seeds {seeds}"] if seeds else []
+    parts += [f'--setting "{setting}"' for setting in settings]
+    return " ".join([*parts, *(["--quick"] if quick else [])])
 
 
 def _chosen(data: Path, names: tuple[str, ...], quick: bool) -> tuple[Case, ...]:
@@ -173,6 +184,7 @@ def values_of(found: Found) -> dict[str, Any]:
         "peak_rss_bytes": max(file.peak_rss_bytes for file in found.files),
         "file_bytes": max(file.file_bytes for file in found.files),
         "whole": row.whole,
+        "free": row.free,
     }
 
 

@@ -13,11 +13,12 @@ from benchmarks.studies.ours import DEFAULT, OURS
 US = "deploy-tools"
 PLAIN = "default"
 FEW, PER_TENSOR, S8S8 = "32 images", "per-tensor weights", "S8S8"
-HARD = (FEW, PER_TENSOR, S8S8)
-"""Settings that cost more: few calibration images, one weight scale a tensor, signed grids."""
+TENSORRT = "S8S8 symmetric"
+HARD = (FEW, PER_TENSOR, S8S8, TENSORRT)
+"""Settings that cost more: few calibration images, one weight scale a tensor, signed grids; the
+last is what TensorRT takes."""
 FEW_IMAGES = 32
 _ONNX = ("onnxruntime", "openvino")
-_TARGETS = {"onnxruntime": "ort-cpu", "openvino": "openvino", SIMULATED: "tensorrt"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Row:
         takes long, or where the row only documents what a setting does. quick: part of --quick.
     environment: the tool's own environment in `benchmarks.peers.environment`, "" for ours.
     also: other settings that the file is an example of. whole: False where convolutions stay in
-        float; such rows are shown and not compared with.
+        float; such rows are shown and not compared with. free: its convolutions' outputs are not
+        quantized; compared with our rows of that kind only.
     """
 
     tool: str
@@ -44,6 +46,7 @@ class Row:
     environment: str = ""
     also: tuple[str, ...] = ()
     whole: bool = True
+    free: bool = False
 
     @property
     def ours(self) -> bool:
@@ -57,19 +60,19 @@ def rows() -> tuple[Row, ...]:
 
 
 def _ours() -> Iterator[Row]:
-    """One file a runtime, since each target has its own; the hard settings for the default."""
+    """One file for onnxruntime and OpenVINO, which want the same; hard settings for the default."""
     where = "benchmarks.studies.ours"
     for name in OURS:
-        for runtime in _ONNX:
-            options: dict[str, Any] = {"row": name, "target": _TARGETS[runtime]}
-            yield Row(US, name, where, options, (runtime,), quick=name == DEFAULT)
-            if name == DEFAULT:
-                tensor = options | {"per_channel": False}
-                yield Row(US, name, where, options, (runtime,), FEW)
-                yield Row(US, name, where, tensor, (runtime,), PER_TENSOR)
-    for target, runtime in (("arm", "onnxruntime"), ("tensorrt", SIMULATED)):
+        options: dict[str, Any] = {"row": name, "target": "ort-cpu"}
+        yield Row(US, name, where, options, quick=name == DEFAULT)
+    options = {"row": DEFAULT, "target": "ort-cpu"}
+    yield Row(US, DEFAULT, where, options, setting=FEW)
+    yield Row(US, DEFAULT, where, options | {"per_channel": False}, setting=PER_TENSOR)
+    for target, runtime, setting in (
+        ("arm", "onnxruntime", S8S8), ("tensorrt", SIMULATED, TENSORRT)
+    ):  # fmt: skip
         options = {"row": DEFAULT, "target": target}
-        yield Row(US, f"{DEFAULT}, for {target}", where, options, (runtime,), S8S8)
+        yield Row(US, f"{DEFAULT}, for {target}", where, options, (runtime,), setting)
 
 
 def _onnxruntime() -> Iterator[Row]:
@@ -83,8 +86,10 @@ def _onnxruntime() -> Iterator[Row]:
         yield Row(tool, method, where, {"method": method}, setting=FEW)
         options: dict[str, Any] = {"method": method, "per_channel": False}
         yield Row(tool, method, where, options, setting=PER_TENSOR)
-        options = {"method": method, "symmetric": True}
-        yield Row(tool, f"{method}, symmetric", where, options, setting=S8S8)
+        options = {"method": method, "activations": "s8"}
+        yield Row(tool, method, where, options, ("onnxruntime",), S8S8)
+        options = {"method": method, "activations": "s8-symmetric"}
+        yield Row(tool, method, where, options, ("onnxruntime", SIMULATED), TENSORRT)
 
 
 def _nncf() -> Iterator[Row]:
@@ -137,18 +142,20 @@ def _torch() -> Iterator[Row]:
     yield Row(fx, "static, x86", where, x86 | {"per_channel": False}, native, PER_TENSOR, ".pt")
     where, simulated = "benchmarks.peers.torchao_static", ("torch, simulated",)
     tool = "torchao PT2E"
-    yield Row(tool, "X86InductorQuantizer", where, {}, simulated, PLAIN, ".pt2", quick=True)
-    yield Row(tool, "X86InductorQuantizer", where, {}, simulated, FEW, ".pt2")
+    name = "X86InductorQuantizer"  # what convolutions give stays in float
+    yield Row(tool, name, where, {}, simulated, PLAIN, ".pt2", quick=True, free=True)
+    yield Row(tool, name, where, {}, simulated, FEW, ".pt2", free=True)
 
 
 def _modelopt() -> Iterator[Row]:
-    """S8S8 is all that it makes; there it stands beside the other tools' S8S8 too."""
+    """S8S8 for TensorRT is all that it makes; there it stands in its own setting too."""
     tool, where, own = "modelopt", "benchmarks.peers.modelopt_static", "modelopt"
     for method in ("max", "entropy"):
         quick = method == "max"
         for setting in (PLAIN, FEW):
             yield Row(
-                tool, method, where, {"method": method}, setting=setting, seeds=0 if quick else 1,
+                tool, method, where, {"method": method}, (*_ONNX, SIMULATED), setting,
+                seeds=0 if quick else 1,
                 quick=quick and setting == PLAIN, environment=own,
-                also=(S8S8,) if setting == PLAIN else (),
+                also=(S8S8, TENSORRT) if setting == PLAIN else (),
             )  # fmt: skip

@@ -53,8 +53,9 @@ def _figures(row: Mapping[str, Any]) -> list[str]:
     if "sqnr_db" not in row:
         reason = str(row["reason"]).replace("|", "/")
         return [f"did not run: {reason}", *[""] * (len(_HEAD) - 5)]
+    ended = f" (then: {row['reason']})".replace("|", "/") if row.get("reason") else ""
     return [
-        f"{100 * row['top1']:.2f}",
+        f"{100 * row['top1']:.2f}{ended}",
         f"{row['drop_pp']:+.2f} [{row['drop_low_pp']:+.2f}, {row['drop_high_pp']:+.2f}]",
         _spread(row, "agreement", 100.0),
         _spread(row, "sqnr_db", 1.0),

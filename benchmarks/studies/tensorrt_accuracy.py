@@ -112,7 +112,7 @@ def _peers(subject: Subject, selection: Selection) -> Iterator[tuple[_Key, Accur
     """Judge onnxruntime's own S8S8 files, made by its calibrators from the same images."""
     path, job = subject.folder / "peer.onnx", subject.job(selection)
     for key in PEERS:
-        onnxruntime_static.quantize(job, path, key[1], symmetric=True)
+        onnxruntime_static.quantize(job, path, key[1], "s8-symmetric")
         yield key, subject.judge(path, RuntimeConfig())
 
 

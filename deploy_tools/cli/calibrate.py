@@ -137,6 +137,9 @@ def command(
     tensors = activation_tensors(proto)
     if tensorrt_version is not None:
         _require_cacheable(tensorrt_version, proto, tensors)
+    every = CalibrationImages(images_source, selection, lambda: spec)
+    if method == AUTO:
+        every.split()  # refuses too few images before any work
     folder = out / "calibration"
     statistics_path = folder / FILE
     identity = StatisticsIdentity.of(sha256_of_file(model), selection.content_hash, spec, tensors)
@@ -154,7 +157,6 @@ def command(
             directory.add("selection", "calibration/selection.json", "select", drawn, parents)
             directory.add("statistics", f"calibration/{FILE}", "calibrate", {}, parents)
         if method == AUTO:
-            every = CalibrationImages(images_source, selection, lambda: spec)
             with progress_bar(quiet) as progress:
                 table = ranges_auto(model, every, config=config, progress=progress)[0]
         else:

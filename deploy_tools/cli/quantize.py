@@ -133,7 +133,7 @@ def static(model: Path, ranges_file: Path | None, out: Path, as_json: bool, quie
 @_shared
 @click.option("--epochs", type=click.IntRange(1), default=QatTable.epochs, show_default=True, help="Passes over the images.")  # fmt: skip
 @click.option("--labels-weight", type=click.FloatRange(0), default=QatTable.labels_weight, show_default=True, help="Of the labels' loss beside the FP32 model's logits.")  # fmt: skip
-@click.option("--training-images", type=click.IntRange(0), default=0, show_default=True, help="How many images to train on; 0 takes the calibration images.")  # fmt: skip
+@click.option("--training-images", type=click.IntRange(0), default=0, show_default=True, help="How many images of the split to train on; 0 takes the calibration images.")  # fmt: skip
 @out_option()
 @output_options
 def qat(model: Path, out: Path, as_json: bool, quiet: bool, verbose: bool, epochs: int,
@@ -197,13 +197,16 @@ def _from_images(
     from deploy_tools.pipeline.images import CalibrationImages
     from deploy_tools.pipeline.int8_settings import Int8Settings
     from deploy_tools.pipeline.workshop import open_workshop
+    from deploy_tools.quantization.static import require_float
 
     if given["source"] is None:
         raise click.UsageError(
             "give calibration images (--source, --data)"
             + ("." if qat else " or a range table (--ranges).")
         )
-    spec = input_spec_of(load_onnx(model), model)
+    proto = load_onnx(model)
+    require_float(proto, model)
+    spec = input_spec_of(proto, model)
     source = open_source(given["source"], given["data"], given["split"])
     chosen = select_images(source, SelectConfig(given["images"], "stratified", given["seed"]))
     images = CalibrationImages(source, chosen, lambda: spec)
@@ -220,7 +223,8 @@ def _from_images(
     ):
         workshop.make(settings, path, qat)
         workshop.runner.directory.add(
-            path.name, path.name, "quantize", _plain(asdict(settings)),
+            path.name, path.name, "quantize",
+            _plain(asdict(settings) | ({"qat": asdict(qat)} if qat else {})),
             {"fp32.onnx": sha256_of_file(model), "images": chosen.content_hash},
         )  # fmt: skip
     return describe_quantization(load_onnx(path))

@@ -70,7 +70,8 @@ def command(
     layers in float, as few as keep the budget. The budget is judged on training images that
     neither calibrate nor evaluate; the evaluation images see the choice once, at the end. Writes
     search.json, with all that was tried, and recipe.toml. A search that was stopped goes on where
-    it was. Exit 4 where nothing keeps the budget, or the choice misses it on the evaluation images.
+    it was; for that OUT keeps a float and an INT8 file of each assignment, gigabytes for a large
+    model. Exit 4 where nothing keeps the budget, or the choice misses it on the evaluation images.
 
     \b
     Example:
@@ -126,7 +127,7 @@ def _show(result: SearchResult, out: Path) -> None:
         estimate, low, high = speed.overall()
         mark = "chosen" if tried == found.chosen else ""
         rows.append([tried.why, str(len(floats)), f"{estimate:.3f} [{low:.3f}, {high:.3f}]", mark])
-    print_table(["timed", "in float", "speed over plain INT8 [95 %]", ""], rows)
+    print_table(["timed", "in float", f"speed over {found.timed[0][0].why} [95 %]", ""], rows)
     for key, value in assignment_dict(found.chosen.assignment).items():
         click.echo(f"  {key} = {value}")
     click.echo(f"On the evaluation images: {result.accuracy}")

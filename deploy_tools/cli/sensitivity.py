@@ -99,7 +99,10 @@ def command(
             table, used = _loaded(model, ranges_file)
         chosen = spare_images(loaded, images, used.sha256, seed)
         if not chosen:
-            raise UserError(f"every image of {source} {split} calibrates.", "Leave some for this.")
+            raise UserError(
+                f"every image of {source} {split} calibrates.",
+                "Leave some to measure on: --calibration-images below the split's size.",
+            )
 
         def held_out() -> Iterator[NDArray[np.float32]]:
             return (inputs for inputs, _ in batches(loaded, spec, _BATCH, chosen))

@@ -90,7 +90,7 @@ def bias_corrected_from_onnx(
             parameters.set_bias(layer, bias + shift)
             scale = float(wanted[name][1]) or 1.0
             entries.append(CorrectedBias(name, float(np.sqrt(np.mean(shift**2)) / scale)))
-    if not entries and not without:
+    if len(entries) + len(without) < len(layers):
         raise UserError(f"{quantized} has no layer of {model}.", "Write it from that file.")
     note_correction(parameters.proto, "bias")
     with atomic_path(path) as part:

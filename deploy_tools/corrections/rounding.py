@@ -139,18 +139,14 @@ def _columns(layer: Layer, kernel: tuple[int, ...], values: Tensor, positions: i
     if layer.node.op_type != "Conv":
         return values.reshape(-1, values.shape[-1]).T
     given = attributes(layer.node)
-    rank = values.dim() - 2
-    pads = given.get("pads", [0] * 2 * rank)
-    padding = [p for axis in reversed(range(rank)) for p in (pads[axis], pads[rank + axis])]
-    padded = functional.pad(values, padding)
-    if rank == 1:
-        padded, kernel = padded.unsqueeze(2), (1, *kernel)
-    strides = (*[1] * (2 - rank), *given.get("strides", [1] * rank))
-    dilations = (*[1] * (2 - rank), *given.get("dilations", [1] * rank))
+    top, left, bottom, right = given.get("pads", [0] * 4)
+    padded = functional.pad(values, (left, right, top, bottom))
+    strides, dilations = given.get("strides", [1, 1]), given.get("dilations", [1, 1])
     found = functional.unfold(padded, kernel, dilation=dilations, stride=strides)
+    width = (padded.shape[-1] - dilations[1] * (kernel[1] - 1) - 1) // strides[1] + 1
     every = max(1, math.ceil(found.shape[-1] / positions))
-    # an odd stride walks through all columns of the image, an even one would stay in a few
-    every += every > 1 and every % 2 == 0
+    while math.gcd(every, width) > 1:  # else it would stay in a few columns of the image
+        every += 1
     return found[:, :, ::every].transpose(0, 1).flatten(1)
 
 

@@ -13,7 +13,8 @@ here the trade is minimized directly.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ _STEPS = 400
 _RATE = 0.03
 _NORM = 12.0  # the largest channel as a p-norm; four times as sharp in the second half
 _LIMIT = math.log(256.0)
+_SMALL = 2_000_000  # weights' channel pairs
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,35 @@ def least_noise_factors(
     before = _noise(acts, layers, torch.zeros_like(logs), math.inf)
     if not acts or not alive.any():
         return np.ones(len(free)), before, before
+    with _few_threads(sum(layer.log_peaks.numel() for layer in layers)):
+        _descend(acts, layers, logs, mask, weight_share)
+    final = (logs * mask).detach()
+    after = _noise(acts, layers, final, math.inf)
+    if after.activations + weight_share * after.weights >= (
+        before.activations + weight_share * before.weights
+    ):
+        return np.ones(len(free)), before, before
+    return final.exp().numpy(), before, after
+
+
+@contextmanager
+def _few_threads(weights: int) -> Iterator[None]:
+    """One thread for small networks: to share their sums out takes five times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if weights < _SMALL else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _descend(
+    acts: Sequence[_Activation],
+    layers: Sequence[_Layer],
+    logs: Tensor,
+    mask: Tensor,
+    weight_share: float,
+) -> None:
     optimizer = torch.optim.Adam([logs], lr=_RATE)
     for step in range(_STEPS):
         norm = _NORM if step < _STEPS // 2 else 4 * _NORM
@@ -93,13 +124,6 @@ def least_noise_factors(
         optimizer.step()
         with torch.no_grad():
             logs.clamp_(-_LIMIT, _LIMIT)
-    final = (logs * mask).detach()
-    after = _noise(acts, layers, final, math.inf)
-    if after.activations + weight_share * after.weights >= (
-        before.activations + weight_share * before.weights
-    ):
-        return np.ones(len(free)), before, before
-    return final.exp().numpy(), before, after
 
 
 def _seen(activations: Sequence[ActivationNoise], count: int) -> NDArray[np.bool_]:
@@ -126,25 +150,28 @@ class _Activation:
 
 class _Layer:
     def __init__(self, one: WeightNoise, per_channel: bool) -> None:
-        out, inner = one.peaks.shape
-        group = np.repeat(np.arange(one.groups), out // one.groups)
-        which = group[:, None] * inner + np.arange(inner)[None]  # (out, in / groups) -> in
-        self.ids_in = torch.from_numpy(one.ids_in[which])
+        # One row a group; gathering a row for each output is what would take most of the time.
+        self.ids_in = torch.from_numpy(one.ids_in.reshape(one.groups, -1))
+        self.mean_square = torch.from_numpy(one.mean_square.reshape(one.groups, -1))
         self.ids_out = torch.from_numpy(one.ids_out)
         self.log_peaks = torch.from_numpy(np.log(np.maximum(one.peaks, 1e-30)))
         self.importance = torch.from_numpy(one.importance)
-        self.mean_square = torch.from_numpy(one.mean_square[which])
         self.positions = one.positions
+        self.repeats = len(one.ids_out) // one.groups if one.groups > 1 else 1
         self.per_channel = per_channel
 
     def noise(self, logs: Tensor, norm: float) -> Tensor:
-        into = logs[self.ids_in]
-        top = _largest(self.log_peaks - into, norm, 1)
+        into = logs[self.ids_in]  # (groups, in / groups)
+        top = _largest(self.log_peaks - self._each(into), norm, 1)
         if not self.per_channel:  # one step for all: the largest after scaling, seen from each
             out = logs[self.ids_out]
             top = _largest(top + out, norm, 0) - out
-        power = (self.mean_square * torch.exp(2 * into)).sum(1) * self.positions
+        power = self._each((self.mean_square * torch.exp(2 * into)).sum(1) * self.positions)
         return (self.importance * torch.exp(2 * top) * power).sum() / (12 * 127.0**2)
+
+    def _each(self, values: Tensor) -> Tensor:
+        """Return the values of each output's group; one group is broadcast."""
+        return values if self.repeats == 1 else values.repeat_interleave(self.repeats, 0)
 
 
 def _largest(values: Tensor, norm: float, axis: int) -> Tensor:

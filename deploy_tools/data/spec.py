@@ -89,6 +89,13 @@ class InputSpec:
         """Return plain lists, numbers and strings."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
+    def value_bounds(self) -> tuple[float, float]:
+        """Return the least and the largest value that a preprocessed pixel can have."""
+        ends = [
+            (pixel - m) / s for m, s in zip(self.mean, self.std, strict=True) for pixel in (0, 1)
+        ]
+        return min(ends), max(ends)
+
     def to_json(self) -> str:
         """Return one line of JSON with sorted keys: the same spec gives the same bytes."""
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))

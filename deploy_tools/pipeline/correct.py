@@ -9,11 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from deploy_tools.artifacts import Artifact, atomic_path, sha256_of_value
-from deploy_tools.errors import UserError, require
+from deploy_tools.errors import UnsupportedGraphError, require
 from deploy_tools.onnx_files import load_onnx
 from deploy_tools.pipeline.images import CalibrationImages, logits_of
 from deploy_tools.pipeline.int8_settings import Int8Settings
@@ -21,13 +18,13 @@ from deploy_tools.pipeline.stages import Notes, StageRunner
 from deploy_tools.quantization.prepare import prepared
 from deploy_tools.quantization.static import Ranges, qdq_from_onnx, quantized_tensors
 from deploy_tools.quantization.targets import target_named
-from deploy_tools.sensitivity.figures import logit_sqnr_db
+from deploy_tools.sensitivity.figures import clearly_more, logit_sqnr_db, noise_by_image
 
-Values = NDArray[np.float32]
 FOLDER = "corrections"
 _MOST_DB = 200.0  # JSON has no infinity
 _WAY_OUT = (
-    'Or leave corrections out: equalize = false, rounding = "nearest", bias_correction = false.'
+    "Or leave corrections out: --no-equalize --rounding nearest --no-bias-correction; in a recipe "
+    'equalize = false, rounding = "nearest", bias_correction = false.'
 )
 
 
@@ -104,7 +101,7 @@ def corrected_bias(
     def make(target: Path) -> Notes:
         if table is None:
             raise RuntimeError("a stage was made in a dry run")
-        kept, held = images.split()
+        kept, held = (images, images) if settings.bias_correction else images.split()
         with tempfile.TemporaryDirectory() as folder:
             plain, tried = Path(folder) / "plain.onnx", Path(folder) / "tried.onnx"
             qdq_from_onnx(path, table, plain, settings.static)
@@ -117,7 +114,7 @@ def corrected_bias(
             qdq_from_onnx(target, table, tried, settings.static)
             wanted = logits_of(goal, held, exact)
             without, corrected = (logits_of(file, held, exact) for file in (plain, tried))
-        helps = clearly_less_noise(wanted, without, corrected)
+        helps = clearly_more(noise_by_image(wanted, without), noise_by_image(wanted, corrected))
         if not helps:
             with atomic_path(target) as part:
                 shutil.copyfile(path, part)
@@ -139,18 +136,6 @@ def corrected_bias(
     )
 
 
-def clearly_less_noise(wanted: Values, before: Values, after: Values) -> bool:
-    """Whether the logits' squared error falls by more than two standard errors, image by image.
-
-    All are (N, classes). One unusual image cannot decide it.
-    """
-    gains = ((before - wanted) ** 2).sum(1, dtype=np.float64)
-    gains -= ((after - wanted) ** 2).sum(1, dtype=np.float64)
-    if len(gains) < 2:
-        return False
-    return bool(gains.mean() > 2 * gains.std(ddof=1) / np.sqrt(len(gains)))
-
-
 def _stage(
     runner: StageRunner,
     stage: str,
@@ -168,8 +153,8 @@ def _stage(
     def guarded(target: Path) -> Notes:
         try:
             notes: Notes = make(target)
-        except UserError as error:
-            raise UserError(
+        except UnsupportedGraphError as error:
+            raise UnsupportedGraphError(
                 error.message, " ".join(filter(None, (error.hint, _WAY_OUT)))
             ) from error
         return notes

@@ -40,11 +40,11 @@ class CalibrationImages:
         """Return a new pass over the images in batches (N, C, H, W), always in the same order.
 
         Shuffled: a selection is sorted, in a folder a class by class, and some corrections read
-        only the first images.
+        only the first images. The order depends on the images alone, as the stages' keys do.
         """
         height, width = self.spec.size
         size = max(1, min(250, _BATCH_VALUES // (3 * height * width)))
-        generator = np.random.Generator(np.random.PCG64(self.selection.seed))
+        generator = np.random.Generator(np.random.PCG64(int(self.selection.content_hash, 16)))
         order = generator.permutation(np.array(self.selection.indices, np.int64)).tolist()
         for images, _ in batches(self.source, self.spec, size, order):
             yield images

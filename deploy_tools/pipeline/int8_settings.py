@@ -28,7 +28,7 @@ class Int8Settings:
 
     @property
     def calibrate(self) -> CalibrateConfig:
-        """The range method's configuration; of "auto" only batch and threads count."""
+        """The range method's configuration; "auto" tries its percentile too."""
         method = "mse" if self.ranges == "auto" else self.ranges
         return CalibrateConfig(method=method, percentile=self.percentile)
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from calibration.table import RangeTable
 from deploy_tools.artifacts import Artifact
+from deploy_tools.data.source import source_hash
 from deploy_tools.data.splits import stratified_choice
-from deploy_tools.errors import require
+from deploy_tools.errors import UserError, require
 from deploy_tools.pipeline.images import CalibrationImages
 from deploy_tools.pipeline.int8_settings import Int8Settings
 from deploy_tools.pipeline.stages import StageRunner
@@ -55,7 +56,7 @@ def fine_tuned(
     wanted = asdict(table) | {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
     parents = {
         "model": model.sha256, "ranges": ranges.sha256, "fp32.onnx": fp32.sha256,
-        "images": images.selection.content_hash,
+        "images": source_hash(images.source, training_images(table, images)),
     }  # fmt: skip
     made = runner.run_together("qat", files, wanted, parents, make)
     path: Path = directory.path(files[learnt])
@@ -63,12 +64,21 @@ def fine_tuned(
 
 
 def training_images(table: QatTable, images: CalibrationImages) -> list[int]:
-    """Return positions in the calibration split: the calibration images, or as many as asked."""
-    if not table.images or table.images <= len(images):
+    """Return positions in the calibration split: the calibration images, or as many as asked.
+
+    Raises UserError where the split has fewer.
+    """
+    if not table.images:
         return list(images.selection.indices)
-    wanted = min(table.images, len(images.source))
+    source = images.source
+    if table.images > len(source):
+        raise UserError(
+            f"fine-tuning asks for {table.images} images and {source.name} {source.split} has "
+            f"{len(source)}.",
+            "Ask for fewer; 0 takes the calibration images.",
+        )
     found: list[int] = stratified_choice(
-        images.source.labels, wanted, images.selection.seed
+        source.labels, table.images, images.selection.seed
     ).tolist()
     return found
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from calibration.collect import CalibrateConfig, ranges_from_statistics, statistics_from_images
 from calibration.identity import RangeIdentity
+from calibration.margin import margin_of, with_margin
 from calibration.methods import METHODS
 from calibration.statistics import Statistics
 from calibration.table import RangeTable, TensorRange
@@ -18,6 +19,7 @@ from deploy_tools.pipeline.images import CalibrationImages
 from deploy_tools.pipeline.stages import Progress, StageRunner
 from deploy_tools.quantization.static import activation_tensors
 from deploy_tools.sensitivity.auto_ranges import GRIDS, AutoRangesConfig, auto_ranges
+from deploy_tools.sensitivity.run import Work
 
 AUTO = "auto"
 
@@ -47,7 +49,7 @@ def calibrated_ranges(
             table.save(target)
             return {"method": AUTO, "chosen": {tensor: c[grid] for tensor, c in chosen.items()}}
 
-        wanted = {"method": AUTO, "grid": grid}
+        wanted = {"method": AUTO, "grid": grid, "percentile": config.percentile}
         return runner.run("calibrate", name, file, wanted, parents, choose_auto)
 
     def collect(target: Path) -> Mapping[str, Any]:
@@ -80,21 +82,24 @@ def ranges_auto(
     """Return a table with, for each tensor and grid, the method that errs least, and which it is.
 
     The methods choose on three quarters of the calibration images and are judged by the logits
-    on the held-out quarter; the ranges of the table then come from all of them. On a grid that
-    is not asked for the table has the ranges of "mse".
+    on the held-out quarter: another one than "minmax" must err clearly less. The ranges of the
+    table then come from all of them. From fewer than 512 images they are widened
+    (`calibration.margin`). On a grid that is not asked for the table has the ranges of "minmax".
     """
     config = config or CalibrateConfig()
     kept, held = images.split()
+    work = Work(threads=config.threads)
     first = _observed(model, kept, config, progress)
-    candidates = {name: _table(first, config, name) for name in METHODS}
+    candidates = {name: _table(first, config, name, images) for name in METHODS}
     chosen = auto_ranges(
-        model, candidates, held, AutoRangesConfig(tuple(grids)), progress, len(held)
+        model, candidates, held, AutoRangesConfig(tuple(grids), work=work), progress, len(held)
     )
     second = _observed(model, held, config, progress)
     every = _together(first, second, images)
-    tables = {name: _table(every, config, name) for name in METHODS}
+    tables = {name: _table(every, config, name, images) for name in METHODS}
+    margin = {"margin": margin_of(every.images)}
     table = RangeTable(
-        identity=RangeIdentity(every.identity, AUTO, {}),
+        identity=RangeIdentity(every.identity, AUTO, margin),
         images=every.images,
         input_spec=every.input_spec,
         tool=next(iter(tables.values())).tool,
@@ -114,8 +119,12 @@ def _observed(
     )  # fmt: skip
 
 
-def _table(statistics: Statistics, config: CalibrateConfig, method: str) -> RangeTable:
-    return ranges_from_statistics(statistics, replace(config, method=method))
+def _table(
+    statistics: Statistics, config: CalibrateConfig, method: str, images: CalibrationImages
+) -> RangeTable:
+    table = ranges_from_statistics(statistics, replace(config, method=method))
+    spec = images.spec
+    return with_margin(table, statistics, {spec.input_name: spec.value_bounds()})
 
 
 def _together(first: Statistics, second: Statistics, images: CalibrationImages) -> Statistics:
@@ -127,7 +136,7 @@ def _together(first: Statistics, second: Statistics, images: CalibrationImages) 
 
 def _mixed(tables: Mapping[str, RangeTable], tensor: str, chosen: Mapping[str, str]) -> TensorRange:
     one = next(iter(tables.values())).tensors[tensor]
-    source = {grid: tables[chosen.get(grid, "mse")].tensors[tensor] for grid in GRIDS}
+    source = {grid: tables[chosen.get(grid, "minmax")].tensors[tensor] for grid in GRIDS}
     return replace(
         one,
         ranges={grid: source[grid].ranges[grid] for grid in GRIDS},

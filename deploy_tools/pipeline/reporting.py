@@ -33,7 +33,7 @@ def report_of(run: Run) -> dict[str, Any]:
         calibration=_calibration(run),
         environment=describe_environment(),
         baseline=BASELINE,
-        variants=[_entry(outcome) for outcome in run.outcomes],
+        variants=[_entry(outcome, _course(run, outcome)) for outcome in run.outcomes],
         command=run.command,
     )
     write_report(report, directory.root)
@@ -69,7 +69,15 @@ def _calibration(run: Run) -> dict[str, Any] | None:
     }
 
 
-def _entry(outcome: Outcome) -> dict[str, Any]:
+def _course(run: Run, outcome: Outcome) -> dict[str, Any] | None:
+    """Return the course of a fine-tuning, None for another variant or one that was not made."""
+    name = f"{outcome.variant.id}-qat"
+    artifact = run.runner.directory.artifacts.get(name)
+    made = outcome.variant.method == "qat" and outcome.artifact is not None
+    return artifact.notes if made and artifact is not None else None
+
+
+def _entry(outcome: Outcome, qat: dict[str, Any] | None) -> dict[str, Any]:
     variant, artifact = outcome.variant, outcome.engine or outcome.artifact
     status = outcome.status
     accuracy: Accuracy | dict[str, str] = outcome.result or status.get(
@@ -95,6 +103,7 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
         predictions=f"predictions/{variant.id}.npz" if measured else None,
         samples=f"samples/{variant.id}.jsonl" if outcome.runs else None,
         peak_rss_bytes=outcome.peak_rss_bytes,
+        qat=qat,
     )
 
 

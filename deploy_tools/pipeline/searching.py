@@ -113,9 +113,11 @@ def search_recipe(
         runner = StageRunner(directory, progress=progress)
         work = _Searching(replace(recipe, variant=()), runner, command, config)
         base = _base(recipe, config.target)
+        work.require_here(base)
+        directory.path("recipe.toml").unlink(missing_ok=True)  # of a looser search in this folder
         found = search_assignments(base, config.budget, work.evaluate, work.time, work.steps, tell)
         accuracy = work.final(found.chosen.assignment) if found.chosen else None
-        report = work.report(found, accuracy)
+        report = work.report(found, accuracy, config.budget)
         write_json(directory.path("search.json"), report)
         if found.chosen is not None:
             write_text(directory.path("recipe.toml"), _recipe_text(recipe, found.chosen, config))
@@ -130,7 +132,8 @@ def _base(recipe: Recipe, target: str) -> VariantTable:
 
 
 def _recipe_text(recipe: Recipe, chosen: Tried, config: SearchConfig) -> str:
-    budget = BudgetTable(config.budget.max_drop_pp)
+    asked = config.budget.max_drop_pp
+    budget = recipe.budget if asked is None else BudgetTable(asked)
     said = config.budget.said(chosen.judged) if chosen.judged else ""
     head = f"# Found by deploy-tools search: {said}, held out from training images.\n"
     return head + lock_text(replace(recipe, variant=(chosen.assignment,), budget=budget))
@@ -153,6 +156,14 @@ class _Searching(Run):
         self.config = config
         self._speeds: list[SpeedRun] = []
         self._hashes: dict[int, tuple[str, ImageSource]] = {}
+
+    def require_here(self, base: VariantTable) -> None:
+        """Refuse a target whose kernels this machine does not have."""
+        if self._variant(base).simulated:
+            raise UserError(
+                f'search measures speed, and this machine has no kernels for target "{base.target}".',
+                "Search on a machine of that kind.",
+            )
 
     @cached_property
     def fp32(self) -> Artifact:
@@ -253,22 +264,24 @@ class _Searching(Run):
         kept = self.runner.run("sensitivity", "steps", "search/steps.json", plain, parents, measure)
         return [Step(**step) for step in json.loads(folder.path(kept.file).read_text("utf-8"))]
 
-    def report(self, found: Found, accuracy: Accuracy | None) -> dict[str, Any]:
-        """Return what search.json holds."""
+    def report(self, found: Found, accuracy: Accuracy | None, budget: Budget) -> dict[str, Any]:
+        """Return what search.json holds; met: by the choice, on the evaluation images too."""
         chosen = found.chosen
         judged_on = {
             "split": self.judges.split,
             "images": len(self.judges),
             "sha256": self._hash(self.judges),
         }
-        return found.to_dict(self.config.budget) | {
+        met = accuracy is not None and budget.met(_judged(accuracy))
+        return found.to_dict(budget) | {
+            "met": met,
             "schema": 1,
             "command": self.command,
             "target": self.config.target,
             "judged_on": judged_on,
             "file": self._made(chosen.assignment)[1].file if chosen else None,
             "speed": [run.to_dict() | {"variant": run.variant} for run in self._speeds],
-            "evaluation": accuracy.to_dict() | {"split": self.evaluation.split}
+            "evaluation": accuracy.to_dict() | {"split": self.evaluation.split, "met": met}
             if accuracy
             else None,
         }

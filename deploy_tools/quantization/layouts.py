@@ -62,28 +62,40 @@ def bypass_pairs(
     proto: onnx.ModelProto,
     floats: Collection[str],
     adds: Collection[str],
+    every: bool = False,
 ) -> None:
     """Feed residual Adds their main branch in float, in the written file.
 
     proto: the float file. floats: nodes that stay in float. adds: names of residual Adds.
+    every: whether all were asked for and not each by name; those that cannot are then passed over.
     The writer quantizes both inputs of an Add. It also gives a node that stays in float the
     pair that another reader of its input needs; that one gets the float tensor too. Pairs that
     nobody reads afterwards are removed.
     """
     mains = {add: main for add, main in main_branches(proto).items() if add in adds}
     producers = {tensor: node for node in quantized.graph.node for tensor in node.output}
+    lost = [add for add, main in mains.items() if _lost_activation(proto, producers, main)]
+    if lost and not every:
+        raise UserError(
+            f'the main branch of "{lost[0]}" ends in an activation that is part of its '
+            "quantization.",
+            'Leave it out of float_branches; "all" takes those that can.',
+        )
+    mains = {add: main for add, main in mains.items() if add not in lost}
     for node in quantized.graph.node:
         for position, tensor in enumerate(node.input):
             source = _behind_pair(producers, tensor)
             if source and (node.name in floats or mains.get(node.name) == source):
                 node.input[position] = source
-        if node.name in mains and mains[node.name] not in node.input:
-            raise UserError(
-                f'the main branch of "{node.name}" ends in an activation that is part of its '
-                "quantization.",
-                "Leave it out of float_branches.",
-            )
     _remove_unread_pairs(quantized)
+
+
+def _lost_activation(
+    proto: onnx.ModelProto, producers: Mapping[str, onnx.NodeProto], tensor: str
+) -> bool:
+    """Whether the writer left the activation that makes `tensor` to the pair behind it."""
+    (made,) = [node for node in proto.graph.node if tensor in node.output]
+    return made.op_type in ("Relu", "Clip") and producers[tensor].op_type != made.op_type
 
 
 def _behind_pair(producers: Mapping[str, onnx.NodeProto], tensor: str) -> str:

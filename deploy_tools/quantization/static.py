@@ -98,19 +98,18 @@ def activation_tensors(proto: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def quantized_tensors(proto: onnx.ModelProto, config: StaticConfig) -> tuple[str, ...]:
-    """Return the activations that `config` quantizes, in graph order."""
-    readers: dict[str, set[str]] = {}
-    for node in proto.graph.node:
-        for tensor in node.input:
-            readers.setdefault(tensor, set()).add(node.name)
-    mains = main_branches(proto)
-    unread = set(config.nodes_in_float(proto)) | set(config.adds_in_float(proto))
-    floats = {mains[add] for add in config.adds_in_float(proto) if add in mains}
-    return tuple(
-        tensor
-        for tensor in activation_tensors(proto)
-        if not (tensor in floats and readers.get(tensor, set()) <= unread)
-    )
+    """Return the activations that `config` quantizes, in graph order.
+
+    proto: as `prepared` returns it. The writer itself is asked, with ranges that stand for any.
+    Raises UserError as `qdq_from_onnx` does.
+    """
+    found = set(describe_quantization(_quantized(proto, _AnyRanges(), config)).activations)
+    return tuple(tensor for tensor in activation_tensors(proto) if tensor in found)
+
+
+class _AnyRanges:
+    def range_of(self, tensor: str, grid: str) -> tuple[float, float]:
+        return -1.0, 1.0
 
 
 def _inner_tensors(proto: onnx.ModelProto) -> dict[str, str]:
@@ -140,13 +139,9 @@ def qdq_from_onnx(
     target = target_named(config.target)
     proto = prepared(load_onnx(model))
     require_dynamic_batch(proto, model)
-    _require_float(proto, model)
-    require_nodes(proto, config.exclude)
+    require_float(proto, model)
     metadata = {prop.key: prop.value for prop in proto.metadata_props}
-    floats = config.nodes_in_float(proto)
-    _require_separable(proto, floats)
-    quantized = _write(proto, ranges, target, config.per_channel, floats)
-    bypass_pairs(quantized, proto, _fed_float(target, floats), config.adds_in_float(proto))
+    quantized = _quantized(proto, ranges, config)
     if not describe_quantization(quantized).quantized_layers:
         raise UserError(f"nothing in {model} is left to quantize.", "Exclude fewer nodes.")
     metadata |= {PRECISION_KEY: "int8", "deploy_tools.target": target.name}
@@ -156,6 +151,18 @@ def qdq_from_onnx(
     with atomic_path(path) as part:
         onnx.save(quantized, str(part))
     return describe_quantization(quantized)
+
+
+def _quantized(proto: onnx.ModelProto, ranges: Ranges, config: StaticConfig) -> onnx.ModelProto:
+    target = target_named(config.target)
+    require_nodes(proto, config.exclude)
+    floats = config.nodes_in_float(proto)
+    _require_separable(proto, floats)
+    quantized = _write(proto, ranges, target, config.per_channel, floats)
+    adds = config.adds_in_float(proto)
+    every = config.float_branches == ("all",)
+    bypass_pairs(quantized, proto, _fed_float(target, floats), adds, every)
+    return quantized
 
 
 def _fed_float(target: Target, floats: tuple[str, ...]) -> tuple[str, ...]:
@@ -249,7 +256,8 @@ def _require_separable(proto: onnx.ModelProto, names: tuple[str, ...]) -> None:
             )
 
 
-def _require_float(proto: onnx.ModelProto, model: Path) -> None:
+def require_float(proto: onnx.ModelProto, model: Path) -> None:
+    """Refuse a file that is quantized already, or has nothing to quantize."""
     summary = describe_quantization(proto)
     if summary.quantized_layers or summary.activations:
         raise UserError(f"{model} is quantized already.", "Give the FP32 file that export wrote.")

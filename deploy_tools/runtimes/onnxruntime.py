@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,6 @@ from deploy_tools.runtimes.base import RuntimeConfig, usable_cores
 
 PRECISION_KEY = "deploy_tools.precision"
 """ONNX metadata: what export ("fp32") and quantize ("int8") made."""
-PRODUCER = "deploy-tools"
-"""The ONNX producer name of the files that export writes."""
 _QUANTIZED = {
     "QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv",
     "DynamicQuantizeLinear",
@@ -93,14 +92,24 @@ def load(ort: Any, model: Path | bytes, options: Any, providers: list[str] | Non
 def stored_precision(session: Any, model: Path | bytes) -> str:
     """Return "int8" for a quantized file and "fp32" for one that is not.
 
-    Our own files say it in their metadata; others are parsed, which costs memory.
+    Files that we quantized say it in their metadata. Others are searched for the operators' names
+    before they are parsed, which costs memory: other tools keep our metadata in what they make of
+    our files.
     """
-    meta = session.get_modelmeta()
-    told = meta.custom_metadata_map.get(PRECISION_KEY)
-    # Other tools keep our metadata in what they make of our files, and write their own name.
-    if told == "int8" or (told == "fp32" and meta.producer_name == PRODUCER):
-        return str(told)
+    if session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY) == "int8":
+        return "int8"
+    if not _names_quantized(model):
+        return "fp32"
     import onnx
 
     proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(str(model))
     return "int8" if any(node.op_type in _QUANTIZED for node in proto.graph.node) else "fp32"
+
+
+def _names_quantized(model: Path | bytes) -> bool:
+    """Whether the name of an operator that quantizes is anywhere in the file, as it is stored."""
+    names = [name.encode() for name in _QUANTIZED]
+    if isinstance(model, bytes):
+        return any(name in model for name in names)
+    with model.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as stored:
+        return any(stored.find(name) >= 0 for name in names)

@@ -54,8 +54,8 @@ class Speed:
 class Found:
     """What the search came to.
 
-    chosen: None where nothing keeps the budget. speed: of the assignments that were timed, the
-    plain one first. nearest: what misses the budget least, or the chosen one. stopped: why the
+    chosen: None where nothing keeps the budget. timed: speed of the assignments that were timed,
+    over the first of them, which is the plain one where that could be made. nearest: what misses the budget least, or the chosen one. stopped: why the
     search ended where it did.
     """
 
@@ -71,13 +71,12 @@ class Found:
         missing = budget.missing_pp(judged) if judged else None
         return {
             "budget": dict(budget.to_dict()),
-            "met": self.chosen is not None,
             "stopped": self.stopped,
             "chosen": self.chosen.to_dict(budget) if self.chosen else None,
             "nearest": self.nearest.to_dict(budget) | {"missing_pp": missing},
             "tried": [tried.to_dict(budget) for tried in self.tried],
             "timed": [
-                {"assignment": assignment_dict(tried.assignment), "over_plain": dict(speed.ratios)}
+                {"assignment": assignment_dict(tried.assignment), "over_first": dict(speed.ratios)}
                 for tried, speed in self.timed
             ],
         }

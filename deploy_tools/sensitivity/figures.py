@@ -15,6 +15,24 @@ def logit_noise(reference: Values, logits: Values) -> float:
     return float(((reference.astype(np.float64) - logits) ** 2).sum())
 
 
+def noise_by_image(reference: Values, logits: Values) -> NDArray[np.float64]:
+    """Return the energy of the difference of each image, (N,); both are (N, classes)."""
+    found: NDArray[np.float64] = ((reference.astype(np.float64) - logits) ** 2).sum(1)
+    return found
+
+
+def clearly_more(
+    before: NDArray[np.float64], after: NDArray[np.float64], errors: float = 2.0
+) -> bool:
+    """Whether (N,) values are larger before than after, by more than so many standard errors of
+    the mean of the paired differences. One unusual image cannot decide it; nor can one alone.
+    """
+    gains = before - after
+    if len(gains) < 2:
+        return False
+    return bool(gains.mean() > errors * gains.std(ddof=1) / math.sqrt(len(gains)))
+
+
 def logit_sqnr_db(reference: Values, logits: Values) -> float:
     """Return 10 log10(energy of the reference / energy of the difference), dB; inf if equal."""
     noise = logit_noise(reference, logits)

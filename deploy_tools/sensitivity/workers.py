@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from deploy_tools.errors import UserError, nearest, require
+from deploy_tools.errors import MissingDependencyError, UserError, nearest, require
 
 ENGINES = ("processes", "ray")
 
@@ -61,7 +61,13 @@ def _with_ray(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> I
     ray: Any = require("ray", "ray", "Spreading work with --engine ray")
     started = not ray.is_initialized()
     if started:
-        ray.init(**_local_options(workers), log_to_driver=False)
+        try:
+            ray.init(**_local_options(workers), log_to_driver=False)
+        except (ConnectionError, RuntimeError) as error:
+            raise MissingDependencyError(
+                f"Ray cannot be reached: {error}",
+                "RAY_ADDRESS names the cluster; without it one is started on this machine.",
+            ) from error
     remote = ray.remote(function)
     try:
         yield from _windowed(tasks, workers, remote.remote, ray.get)

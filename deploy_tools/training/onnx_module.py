@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from deploy_tools.errors import UserError
+from deploy_tools.errors import UnsupportedGraphError, UserError
 from deploy_tools.training.onnx_operators import Inputs, Node, Run, runner_of
 
 LAYERS = ("Conv", "Gemm", "MatMul")
@@ -37,7 +37,9 @@ class OnnxModule(nn.Module):
         constants = dict(_constants(proto))
         given = [value.name for value in proto.graph.input if value.name not in constants]
         if len(given) != 1:
-            raise UserError(f"the graph must have one input, it has: {', '.join(given) or 'none'}.")
+            raise UnsupportedGraphError(
+                f"the graph must have one input, it has: {', '.join(given) or 'none'}."
+            )
         self.input_name = given[0]
         self.output_name: str = proto.graph.output[0].name
         self.nodes = tuple(_nodes(proto, constants))
@@ -161,7 +163,9 @@ def _value(node: onnx.NodeProto) -> NDArray[Any]:
     if attribute.name == "value":
         return np.asarray(numpy_helper.to_array(attribute.t))
     if attribute.name not in kinds:
-        raise UserError(f'node "{node.name}" (Constant) holds {attribute.name}, not numbers.')
+        raise UnsupportedGraphError(
+            f'node "{node.name}" (Constant) holds {attribute.name}, not numbers.'
+        )
     return np.array(onnx.helper.get_attribute_value(attribute), kinds[attribute.name])
 
 

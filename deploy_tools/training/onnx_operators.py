@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from deploy_tools.errors import UserError
+from deploy_tools.errors import UnsupportedGraphError
 
 Inputs = Sequence[Tensor | None]
 Run = Callable[[Inputs], Tensor]
@@ -50,18 +50,18 @@ class Node:
             raise self.refusal(f'computes its input "{name}" while it runs')
         return self.constants[name]
 
-    def refusal(self, what: str) -> UserError:
+    def refusal(self, what: str) -> UnsupportedGraphError:
         """Return the error for something that this room does not run."""
-        return UserError(
+        return UnsupportedGraphError(
             f'node "{self.name}" ({self.op}) {what}, which cannot be run in torch here.',
             "Export the model again, with the exporter's optimization on.",
         )
 
 
 def runner_of(node: Node) -> Run:
-    """Return the function that runs a node; UserError, naming the node, for another operator."""
+    """Return the function that runs a node; UnsupportedGraphError, naming the node, for another operator."""
     if node.op not in _BUILDERS:
-        raise UserError(
+        raise UnsupportedGraphError(
             f'node "{node.name}" is of operator {node.op}, which cannot be run in torch here.',
             f"Known: {', '.join(sorted(_BUILDERS))}.",
         )
@@ -74,7 +74,7 @@ def given(inputs: Inputs, position: int) -> Tensor:
     """Return an input that the operator cannot do without."""
     value = inputs[position]
     if value is None:
-        raise UserError(f"an ONNX node lacks its input {position}.")
+        raise UnsupportedGraphError(f"an ONNX node lacks its input {position}.")
     return value
 
 
@@ -98,6 +98,9 @@ def integer_limits(node: Node) -> tuple[int, int]:
 
 def _conv(node: Node) -> Run:
     begin, end = _pads(node, 2)
+    weight = node.constants.get(node.inputs[1])
+    if len(node.get("kernel_shape", [0, 0])) != 2 or (weight is not None and weight.ndim != 4):
+        raise node.refusal("is not two-dimensional")
     strides, dilations = node.get("strides", [1, 1]), node.get("dilations", [1, 1])
     groups = int(node.get("group", 1))
 
@@ -167,11 +170,30 @@ def _global_average_pool(node: Node) -> Run:
     return lambda inputs: given(inputs, 0).flatten(2).mean(2)[:, :, None, None]
 
 
-def _reduce_mean(node: Node) -> Run:
+def _global_max_pool(node: Node) -> Run:
+    return lambda inputs: given(inputs, 0).flatten(2).amax(2)[:, :, None, None]
+
+
+def _leaky_relu(node: Node) -> Run:
+    slope = float(node.get("alpha", 0.01))
+    return lambda inputs: functional.leaky_relu(given(inputs, 0), slope)
+
+
+def _squeeze(node: Node) -> Run:
+    axes = node.constant(1).tolist() if node.has(1) else list(node.get("axes", []))
+    if not axes:
+        raise node.refusal("does not name its axes")
+    return lambda inputs: given(inputs, 0).squeeze(tuple(axes))
+
+
+def _reduce(node: Node) -> Run:
+    """ReduceMean and ReduceMax."""
     axes = node.constant(1).tolist() if node.has(1) else list(node.get("axes", []))
     keep = bool(node.get("keepdims", 1))
     if not axes and node.get("noop_with_empty_axes", 0):
         return _identity(node)
+    if node.op == "ReduceMax":
+        return lambda inputs: given(inputs, 0).amax(axes or (), keepdim=keep)
     return lambda inputs: given(inputs, 0).mean(axes or None, keepdim=keep)
 
 
@@ -315,18 +337,23 @@ _BUILDERS: Mapping[str, Callable[[Node], Run]] = {
     "Concat": _concat,
     "Conv": _conv,
     "DequantizeLinear": _dequantize_linear,
+    "Dropout": _identity,
     "Flatten": _flatten,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_average_pool,
+    "GlobalMaxPool": _global_max_pool,
     "Identity": _identity,
+    "LeakyRelu": _leaky_relu,
     "MatMul": lambda node: lambda inputs: torch.matmul(given(inputs, 0), given(inputs, 1)),
     "MaxPool": _max_pool,
     "Mul": lambda node: lambda inputs: given(inputs, 0) * given(inputs, 1),
     "Pad": _pad,
     "QuantizeLinear": _quantize_linear,
-    "ReduceMean": _reduce_mean,
+    "ReduceMax": _reduce,
+    "ReduceMean": _reduce,
     "Relu": lambda node: lambda inputs: functional.relu(given(inputs, 0)),
     "Reshape": _reshape,
     "Sigmoid": lambda node: lambda inputs: torch.sigmoid(given(inputs, 0)),
     "Slice": _slice,
+    "Squeeze": _squeeze,
 }

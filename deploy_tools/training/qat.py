@@ -83,6 +83,14 @@ def qat_from_onnx(
     module = fake_quantized(model, proto, ranges, static, config)
     fp32 = OnnxModule(load_onnx(teacher or model))
     training, held = _split(source, indices, spec, config, fp32)
+    wanted, found = (
+        tuple(t.shape[1:]) for t in (training.logits, logits_of(module, training.inputs[:1]))
+    )
+    if wanted != found:
+        raise UserError(
+            f"{teacher} gives logits of shape {wanted}, {model} of {found}.",
+            "Give a teacher of the same classes.",
+        )
     if config.labels_weight:
         check_classes(source, training.logits.shape[1])
     run = _Run(module, fp32, config, training, held)

@@ -30,6 +30,10 @@ def quantize(job, path, what):
             kept[place] = 1
     if what == "fail":
         raise ValueError("no such tensor in /some/where/model.onnx\\nsecond line")
+    if what == "fold":
+        from deploy_tools.fuse import FoldError
+
+        raise FoldError("conv1 cannot be folded")
     if what == "die":
         print("the last word", file=sys.stderr, flush=True)
         os._exit(3)
@@ -61,6 +65,8 @@ def test_failures_are_told_apart(
     path = tmp_path / "a.onnx"
     with pytest.raises(PeerError, match=r"^ValueError: no such tensor in model\.onnx$"):
         measure(tool, demo_job, path, {"what": "fail"})
+    with pytest.raises(PeerError, match="conv1 cannot be folded"):
+        measure(tool, demo_job, tmp_path / "x.onnx", {"what": "fold"})
     with pytest.raises(PeerError, match="code 3: the last word"):
         measure(tool, demo_job, path, {"what": "die"})
     with pytest.raises(PeerError, match="without a file"):

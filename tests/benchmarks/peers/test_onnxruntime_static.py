@@ -54,11 +54,12 @@ def job(model: Path) -> Job:
 
 
 @pytest.mark.parametrize(
-    ("symmetric", "kind"), [(False, TensorProto.UINT8), (True, TensorProto.INT8)]
+    ("grid", "kind"),
+    [("u8", TensorProto.UINT8), ("s8", TensorProto.INT8), ("s8-symmetric", TensorProto.INT8)],
 )
-def test_the_grid_of_the_activations(symmetric: bool, kind: int, job: Job, tmp_path: Path) -> None:
+def test_the_grid_of_the_activations(grid: str, kind: int, job: Job, tmp_path: Path) -> None:
     path = tmp_path / "q.onnx"
-    onnxruntime_static.quantize(job, path, "MinMax", symmetric)
+    onnxruntime_static.quantize(job, path, "MinMax", grid)
     proto = onnx.load(str(path))
     stored = {tensor.name: tensor for tensor in proto.graph.initializer}
     points = [
@@ -66,7 +67,7 @@ def test_the_grid_of_the_activations(symmetric: bool, kind: int, job: Job, tmp_p
     ]
     assert len(points) == 3
     assert {point.data_type for point in points} == {kind}
-    assert any(numpy_helper.to_array(point).any() for point in points) is not symmetric
+    assert any(numpy_helper.to_array(point).any() for point in points) is (grid != "s8-symmetric")
     assert {w.data_type for w in _weights(proto)} == {TensorProto.INT8}
 
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from benchmarks.peers.base import PeerFile
 from benchmarks.studies import peers_accuracy as study
 from benchmarks.studies.base import Results, run_study
-from benchmarks.studies.ours import DEFAULT
+from benchmarks.studies.ours import DEFAULT, FREE
 from benchmarks.studies.peers_claims import Found, claim_all
 from benchmarks.studies.peers_rows import FEW, HARD, PLAIN, S8S8, Row
 from benchmarks.studies.subject import Case, cases, mean_sqnr, spread
@@ -164,6 +164,17 @@ def test_the_lead_shall_grow_with_hard_settings():
     assert next(v for n, v in claims.items() if "S8S8, any" in n) == (1.0, True)
 
 
+def test_branches_in_float_have_claims_of_their_own():
+    free = found(replace(OURS, method=FREE), "onnxruntime", 32.5, 33.0)
+    claims = claims_of(
+        found(OURS, "onnxruntime", 31.0, 31.0), free, found(PEER, "onnxruntime", 30.0, 30.0)
+    )
+    assert next(v for n, v in claims.items() if f"{FREE}, any" in n) == (2.75, False)
+    assert next(v for n, v in claims.items() if "any" in n and FREE not in n) == (
+        1.0, False,
+    )  # fmt: skip
+
+
 def test_nothing_to_compare_is_no_claim():
     assert claims_of(found(OURS, "onnxruntime", 30.0)) == {}
     assert claims_of(found(PEER, "onnxruntime", 30.0)) == {}
@@ -193,7 +204,7 @@ def test_the_real_thing_small(monkeypatch, shared_data, tmp_path):
     # What is not here is named, not left out.
     assert len(rows) == sum(len(row.runtimes) for row in kept)
     assert any("both in onnxruntime" in claim["name"] for claim in values["claims"])
-    file = json.loads((tmp_path / "peers_accuracy-resnet20.json").read_text("utf-8"))
+    file = json.loads((tmp_path / "peers_accuracy-resnet20-part.json").read_text("utf-8"))
     assert file["rows"] == values["rows"]
     assert file["command"].startswith("python -m benchmarks.studies.peers_accuracy")
     assert file["tools"]["nvidia-modelopt"] == "0.47.0"

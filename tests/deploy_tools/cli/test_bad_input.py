@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -192,8 +193,10 @@ def test_ctrl_c_in_the_middle(tmp_path: Path, demo_checkpoint: Path) -> None:
         "-o",
         str(out),
     ]
+    # In the background of a script SIGINT is ignored, and children inherit that.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
-        args, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        args, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=listen
     ) as process:
         end = time.monotonic() + 240
         while (

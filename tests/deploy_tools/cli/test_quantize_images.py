@@ -117,6 +117,16 @@ def test_what_cannot_be_done_is_refused(
     assert not list(tmp_path.rglob("*.onnx")) or "float-branch" in " ".join(args)
 
 
+@pytest.mark.parametrize("verb", ["static", "qat"])
+def test_a_quantized_file_is_refused_before_any_work(
+    verb: str, folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    given = folder / "int8-static-ort.onnx"
+    assert main(["quantize", verb, str(given), *IMAGES, "-o", str(tmp_path)]) == 2
+    assert "is quantized already" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
 def test_auto_ranges_from_the_command(
     demo_onnx: Path, tmp_path: Path, fashion_train: object
 ) -> None:

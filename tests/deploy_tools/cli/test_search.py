@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,8 +81,8 @@ def test_a_budget_that_plain_int8_misses_is_met(found: tuple[Path, int]) -> None
     assert report["evaluation"]["images"] == 100
     assert (out / report["file"]).is_file()
     timed = report["timed"]
-    assert timed[0]["over_plain"]["single-stream"] == [1.0, 1.0, 1.0]
-    low, high = timed[-1]["over_plain"]["offline"][1:]
+    assert timed[0]["over_first"]["single-stream"] == [1.0, 1.0, 1.0]
+    low, high = timed[-1]["over_first"]["offline"][1:]
     assert 0 < low <= high
     assert {run["variant"] for run in report["speed"]} >= {"fp32-ort"}
 
@@ -119,12 +120,22 @@ def test_a_budget_that_nothing_keeps_exits_4_and_says_how_near(
     assert "points" in said
     report = json.loads((out / "search.json").read_text())
     assert report["met"] is False
+    assert not (out / "recipe.toml").exists(), "the looser search's answer"
     assert report["chosen"] is None
     assert report["evaluation"] is None
     assert 0 < report["nearest"]["missing_pp"] < 99.9
     assert len(report["tried"]) == 2
     # Plain was made by the search before: the same figures.
     assert report["tried"][0] == json.loads(before)["tried"][0]
+
+
+@pytest.mark.skipif(platform.machine() in ("aarch64", "arm64"), reason="arm kernels are here")
+def test_a_target_without_kernels_here_is_refused(
+    recipe: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    args = ["search", str(recipe), "--max-drop", "1pp", "--target", "arm", "-o", str(tmp_path)]
+    assert main(args) == 2
+    assert 'no kernels for target "arm"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,16 @@ import numpy as np
 import onnx
 import pytest
 
+from calibration.select import SelectConfig, select_images
 from deploy_tools.artifacts import read_manifest, sha256_of_file
+from deploy_tools.data.fashion_mnist import SPEC
+from deploy_tools.data.source import ImageSource
 from deploy_tools.errors import MissingDependencyError, UserError
 from deploy_tools.pipeline import RunResult, correct, run_recipe
-from deploy_tools.pipeline.correct import clearly_less_noise
+from deploy_tools.pipeline.images import CalibrationImages
 from deploy_tools.pipeline.making import Run
-from deploy_tools.recipe import Recipe, load_recipe
+from deploy_tools.pipeline.qat import training_images
+from deploy_tools.recipe import QatTable, Recipe, load_recipe
 
 RecipeWith = Callable[..., Recipe]
 TEXT = """
@@ -107,6 +111,45 @@ def test_variants_share_the_corrections(corrected: tuple[Path, RunResult]) -> No
         assert len(list((folder / "corrections").glob(f"{stage}-*.onnx"))) == 1
 
 
+def test_the_report_shows_the_course_of_the_fine_tuning(
+    corrected: tuple[Path, RunResult],
+) -> None:
+    folder, result = corrected
+    courses = {v["id"]: v["qat"] for v in result.report["variants"] if "qat" in v}
+    (name,) = courses
+    assert name.startswith("int8-qat")
+    assert [row["epoch"] for row in courses[name]["curve"]] == [0, 1]
+    page = (folder / "report.html").read_text("utf-8")
+    assert page.count("<h2>Fine-tuning</h2>") == 1
+    assert f"<b>{name}</b>: 51 images train, 13 held out" in page
+    assert 'id="qat-' in page
+
+
+def test_the_images_alone_set_their_order(fashion_train: ImageSource) -> None:
+    """The stages' keys hold the images' contents: another seed with the same must not matter."""
+    ids = tuple(fashion_train.image_id(i) for i in range(30))
+    first, second = (
+        CalibrationImages(
+            fashion_train,
+            select_images(fashion_train, SelectConfig(choose="list", list=ids, seed=seed)),
+            lambda: SPEC,
+        )
+        for seed in (0, 1)
+    )
+    assert np.array_equal(np.concatenate([*first()]), np.concatenate([*second()]))
+    assert not np.array_equal(next(iter(first()))[:8], next(iter(first.split()[0]()))[:8])
+
+
+def test_the_images_to_fine_tune_on(fashion_train: ImageSource) -> None:
+    chosen = select_images(fashion_train, SelectConfig(40, "stratified", 0))
+    images = CalibrationImages(fashion_train, chosen, lambda: SPEC)
+    assert training_images(QatTable(), images) == list(chosen.indices)
+    for count in (20, 100):
+        assert len(set(training_images(QatTable(images=count), images))) == count
+    with pytest.raises(UserError, match=r"60001 images and fashion-mnist train has 60000"):
+        training_images(QatTable(images=60001), images)
+
+
 def test_a_second_run_makes_nothing(copy: Path, recipe_with: RecipeWith) -> None:
     assert run_recipe(recipe_with(), copy, "again").made == ()
 
@@ -118,6 +161,7 @@ def test_a_second_run_makes_nothing(copy: Path, recipe_with: RecipeWith) -> None
         ("variant.0.rounding=nearest", {"equalize", "bias"}, {"round"}),
         ("variant.0.bias_correction=true", {"bias", "int8"}, {"equalize", "round", "ranges"}),
         ("variant.2.qat.epochs=2", {"int8"}, {"equalize", "round", "bias"}),
+        ("variant.2.qat.images=100", {"int8"}, {"equalize", "round", "bias"}),
         ("data.calibration.seed=1", {"equalize", "round", "bias", "ranges"}, {"fp32.onnx"}),
     ],
 )
@@ -204,20 +248,6 @@ def _selection(run: Run):  # type: ignore[no-untyped-def]
     from calibration.select import SelectConfig, select_images
 
     return select_images(run.calibration, SelectConfig(64, "stratified", 5))
-
-
-def test_one_unusual_image_does_not_decide_on_biases() -> None:
-    random = np.random.default_rng(0)
-    wanted = random.normal(0, 1, (40, 5)).astype(np.float32)
-    noise = random.normal(0, 1, (40, 5)).astype(np.float32)
-    assert clearly_less_noise(wanted, wanted + noise, wanted + 0.5 * noise)
-    assert not clearly_less_noise(wanted, wanted + 0.5 * noise, wanted + noise)
-    assert not clearly_less_noise(wanted, wanted + noise, wanted + noise)
-    one = wanted + 0.1 * noise
-    worse = one.copy()
-    worse[3] += 50
-    assert not clearly_less_noise(wanted, worse, one)
-    assert not clearly_less_noise(wanted[:1], wanted[:1] + 1, wanted[:1])
 
 
 def test_qat_images_may_not_be_evaluation_images(tmp_path: Path, recipe_with: RecipeWith) -> None:

@@ -55,6 +55,19 @@ def test_precision_of_a_file_that_does_not_say_it(small_onnx: Path, tmp_path: Pa
     assert open_session(saved(proto, tmp_path / "bare.onnx")).precision == "int8+fp32"
 
 
+def test_precision_of_what_another_tool_made_of_our_file(small_onnx: Path, tmp_path: Path) -> None:
+    """NNCF keeps our metadata and our name as the producer."""
+    dynamic_from_onnx(small_onnx, tmp_path / "d.onnx")
+    proto = onnx.load(str(tmp_path / "d.onnx"))
+    given = onnx.load(str(small_onnx))
+    proto.producer_name = given.producer_name
+    onnx.helper.set_model_props(proto, {p.key: p.value for p in given.metadata_props})
+    assert open_session(saved(proto, tmp_path / "theirs.onnx")).precision == "int8+fp32"
+    given.doc_string = "made for QuantizeLinear"
+    assert open_session(saved(given, tmp_path / "said.onnx")).precision == "fp32"
+    assert open_session(given.SerializeToString()).precision == "fp32"
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "int8"])
 def test_other_precisions_are_refused(small_onnx: Path, precision: str) -> None:
     with pytest.raises(UserError, match=f"does not run {precision}"):

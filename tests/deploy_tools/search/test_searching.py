@@ -13,12 +13,20 @@ from deploy_tools.artifacts import ArtifactDirectory
 from deploy_tools.data.source import ImageSource
 from deploy_tools.errors import UserError
 from deploy_tools.pipeline.int8_settings import settings_of
-from deploy_tools.pipeline.searching import SearchConfig, _Searching
+from deploy_tools.pipeline.searching import SearchConfig, _recipe_text, _Searching
 from deploy_tools.pipeline.stages import StageRunner
 from deploy_tools.pipeline.variants import planned_variants
-from deploy_tools.recipe import DataTable, ModelTable, Recipe, VariantTable, load_recipe
+from deploy_tools.recipe import (
+    BudgetTable,
+    DataTable,
+    ModelTable,
+    Recipe,
+    VariantTable,
+    load_recipe,
+)
 from deploy_tools.search.budget import Budget
 from deploy_tools.search.candidates import corrected, plain
+from deploy_tools.search.found import Tried
 
 RUN = Recipe(ModelTable("resnet20-cifar", "weights"), DataTable("fashion-mnist"))
 RECIPE = """
@@ -91,6 +99,14 @@ def test_targets_of_other_machines_are_refused() -> None:
             SearchConfig(Budget(1.0), target)
     with pytest.raises(UserError, match="at least"):
         SearchConfig(Budget(1.0), images=3)
+
+
+def test_the_found_recipe_keeps_the_recipes_own_budget() -> None:
+    recipe = replace(RUN, budget=BudgetTable(0.5))
+    chosen = Tried(VariantTable("int8", "static", "ort-cpu"), "plain", None)
+    for budget, kept in ((Budget(min_agreement=0.99), 0.5), (Budget(max_drop_pp=0.1), 0.1)):
+        text = _recipe_text(recipe, chosen, SearchConfig(budget))
+        assert f"max_drop_pp = {kept}" in text
 
 
 def test_corrections_reach_the_pipeline_and_plain_has_none() -> None:

@@ -75,6 +75,18 @@ def test_ray_changes_no_bit(demo: Demo) -> None:
     require_same(spread(demo, Work("ray", 2)), spread(demo, Work()))
 
 
+def test_a_cluster_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+
+    def init(**_: object) -> None:
+        raise ConnectionError("no cluster at 10.0.0.9")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(MissingDependencyError, match=r"no cluster at 10\.0\.0\.9") as caught:
+        list(map_tasks(square, [1], "ray", 2))
+    assert "RAY_ADDRESS" in caught.value.hint
+
+
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(MissingDependencyError, match=r"deploy-tools\[ray\]"):

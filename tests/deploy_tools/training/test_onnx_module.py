@@ -92,6 +92,16 @@ CASES = {
     "pad, value": one("Pad", "p", "v", p=ints(0, 0, 1, 0, 0, 0, 0, 1), v=SMALL),
     "concat": graph([helper.make_node("Concat", ["x", "x"], ["y"], axis=1)]),
     "identity": one("Identity"),
+    "dropout": one("Dropout"),
+    "leaky relu": one("LeakyRelu", alpha=0.2),
+    "leaky relu, default": one("LeakyRelu"),
+    "global max pool": one("GlobalMaxPool"),
+    "max": one("ReduceMax", "a", a=ints(2, 3)),
+    "max of all": one("ReduceMax", keepdims=0),
+    "squeeze": graph([
+        helper.make_node("GlobalAveragePool", ["x"], ["g"]),
+        helper.make_node("Squeeze", ["g", "a"], ["y"]),
+    ], a=ints(2, 3)),
     "cast": graph([
         helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT32),
         helper.make_node("Cast", ["i"], ["y"], to=TensorProto.FLOAT),
@@ -149,6 +159,8 @@ def test_an_operator_computes_what_onnxruntime_computes(name: str) -> None:
     [
         (one("Softplus"), '"n" is of operator Softplus'),
         (one("Conv", "w", w=floats(6, 4, 3, 3), auto_pad=b"SAME_UPPER"), '"n" (Conv) has auto_pad'),
+        (one("Conv", "w", w=floats(6, 4, 3)), "is not two-dimensional"),
+        (one("Squeeze"), "does not name its axes"),
         (one("MaxPool", kernel_shape=[3, 3], pads=[0, 1, 2, 0], ceil_mode=1), "uneven pads"),
         (one("AveragePool", kernel_shape=[3, 3], pads=[0, 1, 2, 0]), "uneven pads"),
         (one("Pad", "p", p=ints(0, 0, 1, 1, 0, 0, 1, 1), mode="reflect"), "mode reflect"),

@@ -213,6 +213,22 @@ def test_labels_and_another_teacher_can_lead(
     assert led.curve[0].loss == pytest.approx(4.0, rel=0.05)
 
 
+def test_a_teacher_of_other_classes_is_refused(
+    demo_onnx: Path, ranges: Any, source: Recorded, tmp_path: Path, quick: QatConfig
+) -> None:
+    proto = load_onnx(demo_onnx)
+    last = proto.graph.node[-1].name
+    for tensor in proto.graph.initializer:
+        if tensor.name.startswith(last):
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[:1], tensor.name))
+    del proto.graph.output[0].type.tensor_type.shape.dim[1:]
+    onnx.save(proto, str(tmp_path / "teacher.onnx"))
+    with pytest.raises(UserError, match=r"teacher\.onnx gives logits of shape \(1,\)"):
+        run(
+            demo_onnx, ranges, source, tmp_path / "q.onnx", quick, teacher=tmp_path / "teacher.onnx"
+        )
+
+
 def test_a_run_that_diverges_is_stopped(
     demo_onnx: Path, ranges: Any, source: Recorded, tmp_path: Path, quick: QatConfig
 ) -> None:
