@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.peers import onnxruntime_static
 from benchmarks.peers.sessions import SIMULATED
-from benchmarks.studies.ours import DEFAULT, OURS
+from benchmarks.studies.ours import DEFAULT, FREE, OURS
 
 US = "deploy-tools"
 PLAIN = "default"
@@ -60,14 +60,17 @@ def rows() -> tuple[Row, ...]:
 
 
 def _ours() -> Iterator[Row]:
-    """One file for onnxruntime and OpenVINO, which want the same; hard settings for the default."""
+    """One file a runtime, since each target has its own; the hard settings for the default."""
     where = "benchmarks.studies.ours"
     for name in OURS:
-        options: dict[str, Any] = {"row": name, "target": "ort-cpu"}
-        yield Row(US, name, where, options, quick=name == DEFAULT)
-    options = {"row": DEFAULT, "target": "ort-cpu"}
-    yield Row(US, DEFAULT, where, options, setting=FEW)
-    yield Row(US, DEFAULT, where, options | {"per_channel": False}, setting=PER_TENSOR)
+        for runtime, target in (("onnxruntime", "ort-cpu"), ("openvino", "openvino")):
+            options: dict[str, Any] = {"row": name, "target": target}
+            if (name, target) != (FREE, "openvino"):  # its default
+                yield Row(US, name, where, options, (runtime,), quick=name == DEFAULT)
+            if name == DEFAULT:
+                tensor = options | {"per_channel": False}
+                yield Row(US, name, where, options, (runtime,), FEW)
+                yield Row(US, name, where, tensor, (runtime,), PER_TENSOR)
     for target, runtime, setting in (
         ("arm", "onnxruntime", S8S8), ("tensorrt", SIMULATED, TENSORRT)
     ):  # fmt: skip

@@ -46,7 +46,7 @@ class StaticConfig:
     per_channel: one weight scale an output channel; False is one a tensor.
     first_conv, last_gemm: False leaves the first convolution or the final Gemm in float.
     float_branches: residual Adds, by node name or ("all",), that get their main branch
-        unquantized; on target tensorrt all do, so that Conv, Add and Relu fuse.
+        unquantized; on targets tensorrt and openvino all do, since Conv, Add and Relu fuse there.
     """
 
     target: str = "ort-cpu"
@@ -160,7 +160,7 @@ def _quantized(proto: onnx.ModelProto, ranges: Ranges, config: StaticConfig) -> 
     _require_separable(proto, floats)
     quantized = _write(proto, ranges, target, config.per_channel, floats)
     adds = config.adds_in_float(proto)
-    every = config.float_branches == ("all",)
+    every = config.float_branches == ("all",) or LAYOUTS[target.layout].float_branches
     bypass_pairs(quantized, proto, _fed_float(target, floats), adds, every)
     return quantized
 
@@ -168,10 +168,10 @@ def _quantized(proto: onnx.ModelProto, ranges: Ranges, config: StaticConfig) -> 
 def _fed_float(target: Target, floats: tuple[str, ...]) -> tuple[str, ...]:
     """Return the nodes in float that read float tensors past the pairs of other readers.
 
-    Not in the cpu layout: there the writer drops a Relu in front of a pair, whose clamping at
-    the zero-point does its work.
+    Not where the writer drops a Relu in front of a pair, whose clamping at the zero-point does
+    its work.
     """
-    return floats if LAYOUTS[target.layout].float_branches else ()
+    return floats if LAYOUTS[target.layout].keeps_activations else ()
 
 
 def _write(

@@ -32,7 +32,12 @@ TARGETS = {
     for target in (
         Target("ort-cpu", "uint8", False, "onnxruntime", "onnxruntime on x86 with VNNI or AMX"),
         Target(
-            "openvino", "uint8", False, "openvino", "OpenVINO on x86; the same layout as ort-cpu"
+            "openvino",
+            "uint8",
+            False,
+            "openvino",
+            "OpenVINO on x86; ort-cpu without pairs on residual branches",
+            layout="openvino",
         ),
         Target("arm", "int8", False, "onnxruntime", "onnxruntime on 64-bit Arm"),
         Target("x86-no-vnni", "uint8", True, "onnxruntime", "onnxruntime on x86 without VNNI"),

@@ -15,7 +15,7 @@ def test_the_targets_of_the_design() -> None:
     }
     assert layouts == {
         "ort-cpu": ("uint8", False, "u8", "cpu"),
-        "openvino": ("uint8", False, "u8", "cpu"),
+        "openvino": ("uint8", False, "u8", "openvino"),
         "arm": ("int8", False, "u8", "cpu"),
         "x86-no-vnni": ("uint8", True, "u8", "cpu"),
         "tensorrt": ("int8", False, "s8", "tensorrt"),
