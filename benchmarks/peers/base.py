@@ -31,13 +31,16 @@ class PeerError(DeployToolsError):
 class PeerFile:
     """A quantized model and what it cost.
 
-    seconds: of the call, the tool imported before. peak_rss_bytes: the most resident memory of
-    the process that did nothing else, interpreter and libraries included. file_bytes: of the
-    model, with the weights where they lie in a file beside it.
+    seconds: of the call, the tool imported before. cpu_seconds: of all its threads and of the
+    processes it started; unlike seconds, other work on the machine hardly changes it.
+    peak_rss_bytes: the most resident memory of the process that did nothing else, interpreter and
+    libraries included. file_bytes: of the model, with the weights where they lie in a file of
+    their own.
     """
 
     path: Path
     seconds: float
+    cpu_seconds: float
     peak_rss_bytes: int
     file_bytes: int
 

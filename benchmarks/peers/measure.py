@@ -53,7 +53,9 @@ def measure(
         raise _rebuilt(found)
     if not path.is_file():
         raise PeerError("it ended without an error and without a file.")
-    return PeerFile(path, found["seconds"], found["peak_rss_bytes"], size_of(path))
+    return PeerFile(
+        path, found["seconds"], found["cpu_seconds"], found["peak_rss_bytes"], size_of(path)
+    )
 
 
 def size_of(path: Path) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import sys
 import time
@@ -37,9 +38,15 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
     tool = importlib.import_module(request["adapter"])
     job, path = Job.from_dict(request["job"]), Path(request["path"])
     tool.load()
-    started = time.monotonic()
+    started, worked = time.monotonic(), _cpu_seconds()
     tool.quantize(job, path, **request["settings"])
-    return {"seconds": time.monotonic() - started, "peak_rss_bytes": peak_rss()}
+    seconds, cpu = time.monotonic() - started, _cpu_seconds() - worked
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak_rss_bytes": peak_rss()}
+
+
+def _cpu_seconds() -> float:
+    """Of all threads and of ended child processes."""
+    return sum(os.times()[:4])
 
 
 def reason_of(error: Exception) -> str:

@@ -181,6 +181,7 @@ def values_of(found: Found) -> dict[str, Any]:
         "drop_high_pp": statistics.fmean([high for _, high in drops]),
         "sqnr_db_by_seed": [a.logit_sqnr_db for a in accuracies],
         "seconds": statistics.fmean([file.seconds for file in found.files]),
+        "cpu_seconds": statistics.fmean([file.cpu_seconds for file in found.files]),
         "peak_rss_bytes": max(file.peak_rss_bytes for file in found.files),
         "file_bytes": max(file.file_bytes for file in found.files),
         "whole": row.whole,

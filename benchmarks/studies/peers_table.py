@@ -17,7 +17,7 @@ from deploy_tools.errors import ArtifactError, DeployToolsError
 
 _HEAD = (
     "setting", "tool", "method", "runtime", "top-1, %", "drop, points", "agreement, %",
-    "logit SQNR, dB", "seconds", "peak MB", "file MB",
+    "logit SQNR, dB", "CPU seconds", "peak MB", "file MB",
 )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def _figures(row: Mapping[str, Any]) -> list[str]:
         f"{row['drop_pp']:+.2f} [{row['drop_low_pp']:+.2f}, {row['drop_high_pp']:+.2f}]",
         _spread(row, "agreement", 100.0),
         _spread(row, "sqnr_db", 1.0),
-        f"{row['seconds']:.1f}",
+        f"{row['cpu_seconds']:.1f}",
         f"{row['peak_rss_bytes'] / 1e6:.0f}",
         f"{row['file_bytes'] / 1e6:.2f}",
     ]

@@ -58,7 +58,7 @@ def subject(tmp_path, monkeypatch):
         if adapter == "missing":
             raise MissingDependencyError("the tool needs x.", "Install it.")
         path.write_text(str(job))
-        return PeerFile(path, 1.0 + job, 100 * (job + 1), 7)
+        return PeerFile(path, 1.0 + job, 2.0 * job, 100 * (job + 1), 7)
 
     def open_peer(path, runtime):
         if runtime == "broken":
@@ -77,7 +77,8 @@ def test_a_row_is_the_mean_over_its_seeds(subject):
     assert (values["tool"], values["runtime"], values["seeds"]) == ("tool", "onnxruntime", 3)
     assert values["sqnr_db_by_seed"] == [30.0, 31.0, 32.0]
     assert (values["sqnr_db"], values["sqnr_db_min"], values["sqnr_db_max"]) == (31.0, 30.0, 32.0)
-    assert (values["seconds"], values["peak_rss_bytes"], values["file_bytes"]) == (2.0, 300, 7)
+    assert (values["seconds"], values["cpu_seconds"]) == (2.0, 2.0)
+    assert (values["peak_rss_bytes"], values["file_bytes"]) == (300, 7)
     assert values["drop_low_pp"] == pytest.approx(-0.1)
     assert values["drop_high_pp"] == pytest.approx(0.5)
     assert "status" not in values

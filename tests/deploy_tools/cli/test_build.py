@@ -159,8 +159,12 @@ def test_the_workspace_reaches_the_sidecar(text: str, mib: int, tiny: Path, out:
     assert built(tiny, out, "--workspace", text).workspace_bytes == mib * 2**20
 
 
-def test_tf32_is_recorded_and_builds_something_else(files: Files, tmp_path: Path) -> None:
-    """Off unless it is asked for: the FP32 baseline is FP32."""
+def test_tf32_is_recorded(files: Files, tmp_path: Path) -> None:
+    """Off unless it is asked for: the FP32 baseline is FP32.
+
+    Whether it reaches the builder is asked in engines/test_build.py: two builds of one network may
+    differ in their bytes, so bytes prove nothing.
+    """
     found = {
         option: built(files.fp32, tmp_path / (option or "none"), *([option] if option else []))
         for option in ("", "--no-tf32", "--tf32")
@@ -168,8 +172,6 @@ def test_tf32_is_recorded_and_builds_something_else(files: Files, tmp_path: Path
     assert {option: sidecar.tf32 for option, sidecar in found.items()} == {
         "": False, "--no-tf32": False, "--tf32": True,
     }  # fmt: skip
-    hashes = {option: sidecar.engine_sha256 for option, sidecar in found.items()}
-    assert hashes[""] == hashes["--no-tf32"] != hashes["--tf32"]
 
 
 # What it refuses. Nothing is left behind, and what was there stays.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -15,6 +16,7 @@ from onnx import TensorProto, helper
 
 from deploy_tools.artifacts import sha256_of_file
 from deploy_tools.engine_files import NO_GPU, EngineLayer, read_sidecar, sidecar_path
+from deploy_tools.engines import builder as builder_module
 from deploy_tools.engines.build import (
     BuildConfig,
     engine_from_onnx,
@@ -85,13 +87,28 @@ def test_the_dynamic_batch_is_in_the_log(demo_files: Files, rtx: Flavour) -> Non
     assert len(layers_from_log(lines)) == listing.count("LayerType: ")
 
 
-def test_options_reach_the_builder(demo_files: Files, rtx: Flavour, tmp_path: Path) -> None:
-    shapes = shapes_of_batch("1:8:32", DEMO)
-    plain = build_engine(rtx, demo_files.fp32, shapes, BuildOptions()).data
-    assert build_engine(rtx, demo_files.fp32, shapes, BuildOptions()).data == plain
-    assert build_engine(rtx, demo_files.fp32, shapes, BuildOptions(tf32=True)).data != plain
-    other = shapes_of_batch("1:8:33", DEMO)
-    assert build_engine(rtx, demo_files.fp32, other, BuildOptions()).data != plain
+@pytest.mark.parametrize("tf32", [False, True])
+def test_options_reach_the_builder(
+    tf32: bool, demo_files: Files, rtx: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked of the builder's own settings: two builds of one network may differ in their bytes."""
+    seen: list[Any] = []
+    configure = builder_module._configure
+
+    def spy(*given: Any) -> Any:
+        seen.append(configure(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(builder_module, "_configure", spy)
+    options = BuildOptions(tf32=tf32, workspace_bytes=64 << 20)
+    assert build_engine(rtx, demo_files.fp32, shapes_of_batch("1", DEMO), options).data
+    (config,) = seen
+    assert config.get_flag(rtx.module.BuilderFlag.TF32) is tf32
+    workspace = rtx.module.MemoryPoolType.WORKSPACE
+    assert config.get_memory_pool_limit(workspace) == 64 << 20
+
+
+def test_options_reach_the_sidecar(demo_files: Files, tmp_path: Path) -> None:
     config = dataclasses.replace(RTX, tf32=True, workspace_mib=64, batch="2:3:4")
     sidecar = engine_from_onnx(demo_files.fp32, tmp_path / "x.engine", config)
     assert (sidecar.tf32, sidecar.workspace_bytes) == (True, 64 << 20)
