@@ -19,7 +19,7 @@ demo: data
 	$(BIN)/deploy-tools demo -o demo-output
 
 test: data lint typecheck
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: data
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -18,6 +18,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with what takes longest, so that no worker ends alone with it."""
+    items.sort(key=lambda item: item.path.name != "test_shared_models.py")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with the public CIFAR-10 ResNets, CIFAR-10 and the flower photos.

@@ -17,6 +17,7 @@ import onnx
 from deploy_tools.artifacts import atomic_path
 from deploy_tools.errors import UserError, nearest, require
 from deploy_tools.onnx_files import load_onnx, real_inputs, require_dynamic_batch, require_nodes
+from deploy_tools.quantization.dead_channels import scale_dead_channels
 from deploy_tools.quantization.layouts import LAYOUTS, bypass_pairs
 from deploy_tools.quantization.prepare import prepared
 from deploy_tools.quantization.residual import main_branches
@@ -159,6 +160,7 @@ def _quantized(proto: onnx.ModelProto, ranges: Ranges, config: StaticConfig) -> 
     floats = config.nodes_in_float(proto)
     _require_separable(proto, floats)
     quantized = _write(proto, ranges, target, config.per_channel, floats)
+    scale_dead_channels(quantized, proto)
     adds = config.adds_in_float(proto)
     every = config.float_branches == ("all",) or LAYOUTS[target.layout].float_branches
     bypass_pairs(quantized, proto, _fed_float(target, floats), adds, every)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deploy_tools.quantization.dead_channels import FALLBACK
+
 _EXACT_BITS = 16
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -122,10 +124,15 @@ def largest(weight: Tensor, axis: int | None) -> Tensor:
 def grid_scale(weight: Tensor, axis: int | None, levels: int) -> Tensor:
     """Return the scale max |w| / levels, a channel or a tensor, as the writer chooses it.
 
-    All-zero channels have scale 1, as the writer gives them. Rounded by `exact`.
+    All-zero channels have the largest of the others, as `dead_channels` gives them; an all-zero
+    tensor has scale 1 and, a channel, `dead_channels.FALLBACK`. Rounded by `exact`.
     """
-    scale = (largest(weight, axis).double() / levels).float()
-    return exact(torch.where(scale < _TINY, torch.ones_like(scale), scale))
+    scale = exact((largest(weight, axis).double() / levels).float())
+    dead = scale < _TINY
+    if axis is None:
+        return torch.where(dead, torch.ones_like(scale), scale)
+    fill = torch.full_like(scale, FALLBACK) if dead.all() else scale.max().expand_as(scale)
+    return torch.where(dead, fill, scale)
 
 
 def scale_for_bias(scale: Tensor, bias: Tensor, input_scale: Tensor) -> Tensor:

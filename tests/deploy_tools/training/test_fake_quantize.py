@@ -102,9 +102,10 @@ def test_exact_scales_times_whole_numbers_are_exact() -> None:
     assert scale.grad.item() == 1.0
 
 
-def test_dead_channels_have_scale_1_and_no_nan() -> None:
+def test_dead_channels_have_the_scale_of_the_others_and_no_nan() -> None:
     values = torch.tensor([[0.0, 0.0], [0.5, -1.27], [1e-44, 0.0]])
-    assert grid_scale(values, 0, 127).tolist() == pytest.approx([1.0, 0.01, 1.0], rel=2e-5)
+    assert grid_scale(values, 0, 127).tolist() == pytest.approx([0.01, 0.01, 0.01], rel=2e-5)
+    assert grid_scale(torch.zeros(2, 2), 0, 127).tolist() == [2**-10, 2**-10]
     assert grid_scale(torch.zeros(2, 2), None, 127).item() == 1.0
 
 
