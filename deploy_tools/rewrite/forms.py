@@ -1,0 +1,5 @@
+"""Which form of the uint8 input each target gets."""
+
+from __future__ import annotations
+
+FORMS = ("first", "folded")
