@@ -24,9 +24,7 @@ _RESAMPLING = {
 }
 
 
-def preprocess(
-    image: NDArray[np.uint8], spec: InputSpec, name: str = "image"
-) -> NDArray[Any]:
+def preprocess(image: NDArray[np.uint8], spec: InputSpec, name: str = "image") -> NDArray[Any]:
     """Resize and crop; then scale to [0, 1] and normalize, unless the model takes pixels.
 
     image: (height, width, 1 or 3) uint8. Returns (C, H, W) float32 with the spec's C, H, W, or

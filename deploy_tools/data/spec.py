@@ -80,7 +80,7 @@ class InputSpec:
         if self.layout != DTYPES[self.dtype]:
             raise UserError(
                 f'input dtype "{self.dtype}" and layout "{self.layout}" do not go together.',
-                f'{self.dtype} inputs are {DTYPES[self.dtype]}.',
+                f"{self.dtype} inputs are {DTYPES[self.dtype]}.",
             )
 
     @property
@@ -107,6 +107,10 @@ class InputSpec:
     def with_pixels(self) -> InputSpec:
         """Return the spec of the same model with its normalization inside the graph."""
         return replace(self, dtype="uint8", layout=DTYPES["uint8"])
+
+    def with_floats(self) -> InputSpec:
+        """Return the spec of the same model without the normalization: the host does it."""
+        return replace(self, dtype="float32", layout=DTYPES["float32"])
 
     def with_labels(self, labels: tuple[str, ...]) -> InputSpec:
         """Return the same spec with these class names."""

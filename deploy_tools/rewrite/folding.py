@@ -125,7 +125,9 @@ def _first_layer(graph: onnx.GraphProto, quantize: onnx.NodeProto) -> _FirstLaye
     weights = numpy_helper.to_array(_initializer(graph, of_weight.input[0], conv))
     scale = numpy_helper.to_array(_initializer(graph, of_weight.input[1], conv))
     if weights.dtype != np.int8 or _zero_point_of(graph, of_weight).any():
-        raise UnsupportedGraphError(f'the weights of "{conv.name}" are not INT8 around 0.', _WAY_OUT)
+        raise UnsupportedGraphError(
+            f'the weights of "{conv.name}" are not INT8 around 0.', _WAY_OUT
+        )
     bias = np.zeros(len(weights))
     if len(conv.input) > 2 and conv.input[2]:
         of_bias = _producer(graph, conv.input[2], conv)
