@@ -102,8 +102,8 @@ class InputTable:
 
     def given(self) -> dict[str, Any]:
         """Return the keys that the user set of the float model's input."""
-        kept = {k: v for k, v in vars(self).items() if v is not None}
-        return {k: v for k, v in kept.items() if k not in ("dtype", "layout")}
+        of_pixels = ("dtype", "layout") if self.takes_pixels else ("dtype",)
+        return {k: v for k, v in vars(self).items() if v is not None and k not in of_pixels}
 
 
 @dataclass(frozen=True)
