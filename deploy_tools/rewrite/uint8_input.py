@@ -80,7 +80,7 @@ def _normalization(graph: onnx.GraphProto, name: str, spec: InputSpec) -> list[o
     for key, values in constants.items():
         tensor = numpy_helper.from_array(values.astype(np.float32), f"{_IMAGE}.{key}")
         graph.initializer.append(tensor)
-    steps = (
+    steps: tuple[tuple[str, str, tuple[str, ...], dict[str, object]], ...] = (
         ("Cast", "cast", (), {"to": TensorProto.FLOAT}),
         ("Transpose", "transpose", (), {"perm": _NHWC_TO_NCHW}),
         ("Mul", "scaled", (f"{_IMAGE}.scale",), {}),
