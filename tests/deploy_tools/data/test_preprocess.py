@@ -99,7 +99,8 @@ def test_pixels_are_what_the_floats_are_made_of(channels: int) -> None:
     spec = InputSpec((20, 24), (0.4,) * channels, (0.2,) * channels, resize=30, crop="center")
     image = picture(50, 70, channels)
     pixels = preprocess(image, spec.with_pixels())
-    assert pixels.dtype == np.uint8 and pixels.shape == spec.with_pixels().shape(1)[1:]
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == spec.with_pixels().shape(1)[1:]
     floats = (pixels.transpose(2, 0, 1) / 255 - 0.4) / 0.2
     assert np.allclose(preprocess(image, spec), floats, rtol=0, atol=1e-6)
 
