@@ -22,7 +22,7 @@ so preliminary; onnxruntime 1.31, OpenVINO's provider 2026.4:
 onnxruntime INT8    1.17 [1.04, 1.18]    1.13 [1.08, 1.14]
 onnxruntime FP32    1.02 [0.97, 1.09]    1.05 [0.94, 1.18]    not told apart
 OpenVINO INT8       0.93 [0.86, 1.02]    0.47 [0.41, 0.66]    why was not traced
-OpenVINO FP32       0.93 [0.79, 1.06]                         not told apart
+OpenVINO FP32       0.93 [0.79, 1.06]    0.98 [0.92, 1.06]    not told apart
 
 x86-no-vnni has the layout and the runtime of ort-cpu; its own CPUs were not measured. TensorRT
 and arm quantize to INT8, which pixels are not.
