@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.environment import describe_environment
-from benchmarks.speed import Progress
+from benchmarks.speed import MakeBatch, Progress, inputs_of
 from benchmarks.statistics import (
     Interval,
     median_interval,
@@ -53,7 +53,7 @@ class EngineSession(Protocol):
     def cuda_graph(self) -> bool: ...
     def require_batch(self, batch: int) -> None: ...
     def time_batches(
-        self, inputs: NDArray[np.float32], repeats: int, warmup: int, read_state: bool
+        self, inputs: NDArray[Any], repeats: int, warmup: int, read_state: bool
     ) -> Timed: ...
 
 
@@ -186,7 +186,7 @@ class GpuRun:
 
 def measure_gpu_speed(
     sessions: Mapping[str, EngineSession],
-    make_batch: Callable[[int], NDArray[np.float32]],
+    make_batch: MakeBatch | Mapping[str, MakeBatch],
     baseline: str,
     config: GpuSpeedConfig | None = None,
     progress: Progress | None = None,
@@ -194,7 +194,7 @@ def measure_gpu_speed(
 ) -> list[GpuRun]:
     """Time every engine at every batch size, interleaved; one GpuRun for each pair.
 
-    sessions: by variant id; make_batch(n) gives n preprocessed images (n, C, H, W). baseline:
+    sessions: by variant id; make_batch: as `measure_speed` takes it. baseline:
     the id that speedups are relative to. state: reads the GPU's clocks and temperature
     (default: `deploy_tools.runtimes.gpu.gpu_state`).
     Raises UserError for an unknown baseline and, before anything is timed, for a batch size that
@@ -209,15 +209,17 @@ def measure_gpu_speed(
     generator = np.random.Generator(np.random.PCG64(config.seed))
     runs = []
     for batch in config.batches:
-        inputs = make_batch(batch)
-        for session in sessions.values():
-            session.time_batches(inputs, 1, config.warmup, False)
+        inputs = inputs_of(make_batch, sessions, batch)
+        for variant, session in sessions.items():
+            session.time_batches(inputs[variant], 1, config.warmup, False)
         turns: dict[str, list[Turn]] = {variant: [] for variant in sessions}
         states = [state()]
         for number in range(config.rounds):
             for position, place in enumerate(generator.permutation(len(sessions))):
                 variant = list(sessions)[place]
-                times = sessions[variant].time_batches(inputs, config.repeats, config.settle, False)
+                times = sessions[variant].time_batches(
+                    inputs[variant], config.repeats, config.settle, False
+                )
                 turns[variant].append(
                     Turn(number, position, times.compute_ms, times.with_copies_ms)
                 )

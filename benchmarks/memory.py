@@ -22,15 +22,17 @@ def peak_rss_of_model(
     shape: tuple[int, ...],
     calls: int = 3,
     timeout_s: float = 600.0,
+    dtype: str = "float32",
 ) -> int:
     """Return the peak resident memory, in bytes, of a fresh process that opens and runs a model.
 
-    shape: (N, C, H, W) of the batch. The figure holds the interpreter, the runtime's libraries,
+    shape, dtype: of the batch, as the model's input spec says. The figure holds the interpreter, the runtime's libraries,
     loading and `calls` runs: what a machine needs to serve the model from Python.
     Raises what opening or running the model raises, and UserError where the process dies or
     takes longer than `timeout_s` seconds.
     """
     request = {"model": str(model), "config": asdict(config), "shape": list(shape), "calls": calls}
+    request["dtype"] = dtype
     try:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.memory_worker"],

@@ -27,7 +27,7 @@ def _peak_of(request: dict[str, Any]) -> int:
     from deploy_tools.runtimes import RuntimeConfig, open_session
 
     session = open_session(Path(request["model"]), RuntimeConfig(**request["config"]))
-    inputs = np.zeros(request["shape"], np.float32)
+    inputs = np.zeros(request["shape"], request["dtype"])
     try:
         for _ in range(request["calls"]):
             session.run(inputs)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,17 +184,17 @@ def _check_classes(source: ImageSource, labels: NDArray[np.int64], classes: int)
 
 def _decoded_ahead(
     source: ImageSource, spec: InputSpec, batch: int, order: Sequence[int]
-) -> Iterator[NDArray[np.float32]]:
+) -> Iterator[NDArray[Any]]:
     """Yield input batches in order while threads decode at most `_BATCHES_AHEAD` more."""
 
-    def decode(start: int) -> NDArray[np.float32]:
+    def decode(start: int) -> NDArray[Any]:
         chosen = order[start : start + batch]
         (inputs, _labels) = next(batches(source, spec, batch, chosen))
         return inputs
 
     starts = iter(range(0, len(order), batch))
     with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
-        waiting: deque[Future[NDArray[np.float32]]] = deque(
+        waiting: deque[Future[NDArray[Any]]] = deque(
             pool.submit(decode, start) for start in itertools.islice(starts, _BATCHES_AHEAD)
         )
         try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,8 @@ from deploy_tools.errors import DeployToolsError, UserError, nearest
 from deploy_tools.runtimes import Session
 
 Progress = Callable[[str, int, int], None]
+MakeBatch = Callable[[int], NDArray[Any]]
+"""Gives so many images as a session takes them: float32 (N, C, H, W) or uint8 (N, H, W, C)."""
 
 SCENARIOS = ("single-stream", "offline")
 NOISY_SPREAD = 0.25
@@ -188,7 +190,7 @@ class SpeedRun:
 
 def measure_speed(
     sessions: Mapping[str, Session],
-    make_batch: Callable[[int], NDArray[np.float32]],
+    make_batch: MakeBatch | Mapping[str, MakeBatch],
     baseline: str,
     config: SpeedConfig | None = None,
     progress: Progress | None = None,
@@ -197,8 +199,8 @@ def measure_speed(
 ) -> list[SpeedRun]:
     """Time every session in every scenario, interleaved; one SpeedRun for each pair.
 
-    sessions: by variant id; make_batch(n) gives n preprocessed images (n, C, H, W), the same
-    for all. baseline: the id that speedups are relative to. clock: nanoseconds; wait: runs
+    sessions: by variant id; make_batch(n) gives n images as the sessions take them, the same for
+    all; a mapping has one for each variant, where some take pixels. baseline: the id that speedups are relative to. clock: nanoseconds; wait: runs
     before each slot (default: until this process is idle).
     Raises UserError for an unknown baseline and for a session that cannot run such a batch.
     """
@@ -208,21 +210,36 @@ def measure_speed(
     generator = np.random.Generator(np.random.PCG64(config.seed))
     runs = []
     for scenario in config.scenarios:
-        inputs = make_batch(config.batch_of(scenario))
+        inputs = inputs_of(make_batch, sessions, config.batch_of(scenario))
         for variant, session in sessions.items():
-            _warm_up(variant, session, inputs, config.warmup)
+            _warm_up(variant, session, inputs[variant], config.warmup)
         slots: dict[str, list[Slot]] = {variant: [] for variant in sessions}
         begin = clock()
         for number in range(config.rounds):
             for position, place in enumerate(generator.permutation(len(sessions))):
                 variant = list(sessions)[place]
                 (wait or wait_until_idle)()
-                starts, durations = _timed_calls(sessions[variant], inputs, config, clock)
+                starts, durations = _timed_calls(sessions[variant], inputs[variant], config, clock)
                 slots[variant].append(Slot(number, position, starts - begin, durations))
             if progress is not None:
                 progress(f"speed, {scenario}", number + 1, config.rounds)
-        runs += _runs(sessions, slots, scenario, len(inputs), baseline, config.seed)
+        runs += _runs(sessions, slots, scenario, len(inputs[baseline]), baseline, config.seed)
     return runs
+
+
+def inputs_of(
+    make_batch: MakeBatch | Mapping[str, MakeBatch], variants: Iterable[str], count: int
+) -> dict[str, NDArray[Any]]:
+    """Return the inputs of each variant; those with the same maker share one array."""
+    if not isinstance(make_batch, Mapping):
+        one = make_batch(count)
+        return dict.fromkeys(variants, one)
+    made: dict[MakeBatch, NDArray[Any]] = {}
+    for variant in variants:
+        make = make_batch[variant]
+        if make not in made:
+            made[make] = make(count)
+    return {variant: made[make_batch[variant]] for variant in variants}
 
 
 def save_samples(runs: Sequence[SpeedRun], folder: Path) -> dict[str, Path]:
@@ -243,7 +260,7 @@ def wait_until_idle(limit_s: float = 0.25) -> None:
             return
 
 
-def _warm_up(variant: str, session: Session, inputs: NDArray[np.float32], calls: int) -> None:
+def _warm_up(variant: str, session: Session, inputs: NDArray[Any], calls: int) -> None:
     try:
         for _ in range(max(calls, 1)):
             session.run(inputs)
@@ -254,7 +271,7 @@ def _warm_up(variant: str, session: Session, inputs: NDArray[np.float32], calls:
 
 
 def _timed_calls(
-    session: Session, inputs: NDArray[np.float32], config: SpeedConfig, clock: Callable[[], int]
+    session: Session, inputs: NDArray[Any], config: SpeedConfig, clock: Callable[[], int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the start and the duration, in nanoseconds, of each call of one slot."""
     starts: list[int] = []

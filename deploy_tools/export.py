@@ -76,6 +76,11 @@ def onnx_from_module(
     OutputError where `path` cannot be written.
     """
     require("onnxscript", "torch", "export")
+    if spec.takes_pixels:
+        raise UserError(
+            "a torch module takes normalized floats, and the input spec says uint8 pixels.",
+            "Export the float file; --input uint8 makes one for pixels from it.",
+        )
     _require_folder(path)
     config = config or ExportConfig()
     module = module.eval()

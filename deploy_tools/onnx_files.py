@@ -51,6 +51,15 @@ def require_dynamic_batch(proto: onnx.ModelProto, path: Path) -> None:
         )
 
 
+def require_float_input(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuse a file whose graph normalizes pixels itself: other passes work on float files."""
+    if real_inputs(proto)[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8:
+        raise UserError(
+            f"{path} takes uint8 pixels, and this works on files with a float input.",
+            "Give the float file that it was made from (fp32.onnx); --input uint8 comes last.",
+        )
+
+
 def input_spec_of(proto: onnx.ModelProto, path: Path) -> InputSpec:
     """Return the input spec in the file's metadata; UserError where there is none."""
     spec = known_input_spec(proto, path)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from deploy_tools.data.spec import DTYPES
 from deploy_tools.errors import UserError
 from deploy_tools.recipe_variant import (
     ENGINE_TARGETS,
@@ -69,7 +70,11 @@ class ModelTable:
 
 @dataclass(frozen=True)
 class InputTable:
-    """[input]: left out where the checkpoint's metadata says it; given keys win."""
+    """[input]: left out where the checkpoint's metadata says it; given keys win.
+
+    dtype: "uint8" gives every variant a graph that takes pixels (layout "NHWC") and normalizes
+    them itself; what they are made from and compared with keeps its float input.
+    """
 
     size: tuple[int, int] | None = None
     mean: tuple[float, ...] | None = None
@@ -78,11 +83,27 @@ class InputTable:
     crop: str | None = None
     interpolation: str | None = None
     layout: str | None = None
+    dtype: str | None = None
     labels: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        dtype = self.dtype or "float32"
+        one_of("[input] dtype", dtype, tuple(DTYPES))
+        if self.layout not in (None, DTYPES[dtype]):
+            raise UserError(
+                f'[input] layout "{self.layout}" does not go with dtype "{dtype}".',
+                f'Leave layout out, or use "{DTYPES[dtype]}".',
+            )
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether the variants take uint8 pixels."""
+        return self.dtype == "uint8"
+
     def given(self) -> dict[str, Any]:
-        """Return the keys that the user set."""
-        return {k: v for k, v in vars(self).items() if v is not None}
+        """Return the keys that the user set of the float model's input."""
+        of_pixels = ("dtype", "layout") if self.takes_pixels else ("dtype",)
+        return {k: v for k, v in vars(self).items() if v is not None and k not in of_pixels}
 
 
 @dataclass(frozen=True)
@@ -218,6 +239,11 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
 def load_train_recipe(path: Path, changes: Sequence[str] = ()) -> TrainRecipe:
     """Read a training recipe."""
     recipe = from_table(TrainRecipe, _changed(read_toml(path), changes), str(path))
+    if recipe.input.takes_pixels:
+        raise UserError(
+            f'{path}: [input] dtype = "uint8" means nothing for training.',
+            "Set it in the recipe of deploy-tools run, or use --input uint8 of export and quantize.",
+        )
     return replace(recipe, data=replace(recipe.data, root=_beside(path.parent, recipe.data.root)))
 
 

@@ -65,6 +65,7 @@ RULES = {
     "deploy_tools.search": (*COMMON, "deploy_tools.recipe_variant"),
     "deploy_tools.export": ONNX,
     "deploy_tools.quantization": ONNX,
+    "deploy_tools.rewrite": ONNX,
     "deploy_tools.engines": (*ONNX, "deploy_tools.engine_files"),
     "deploy_tools.recipe": (
         *COMMON,

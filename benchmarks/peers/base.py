@@ -84,6 +84,10 @@ class Job:
     origin: ModelTable | None = None
 
     def __post_init__(self) -> None:
+        if self.spec.takes_pixels:
+            raise UserError(
+                f"{self.model} takes uint8 pixels.", "Give every tool the float file instead."
+            )
         if not self.indices:
             raise UserError("a job without calibration images.", "Choose at least one image.")
         if set(self.indices) & set(self.held_out):

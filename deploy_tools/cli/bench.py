@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,14 +22,14 @@ from deploy_tools.cli.common import (
 from deploy_tools.cli.model import OpenedModel, engine_options, opened_model, refuse_idle_options
 from deploy_tools.cli.show import print_table, say_session
 from deploy_tools.data import open_source
-from deploy_tools.data.source import SubsetSource, batches
+from deploy_tools.data.source import ImageSource, SubsetSource, batches
 from deploy_tools.data.splits import stratified_choice
 from deploy_tools.errors import UserError
 from deploy_tools.runtimes import RUNTIMES, RuntimeConfig
 
 if TYPE_CHECKING:
     from benchmarks.gpu_speed import GpuRun, GpuSpeedConfig
-    from benchmarks.speed import SpeedConfig, SpeedRun
+    from benchmarks.speed import MakeBatch, SpeedConfig, SpeedRun
     from benchmarks.statistics import Interval
 
 _PROVIDER = click.option("--provider", type=click.Choice(list(RUNTIMES)), default="onnxruntime", show_default=True, help="Runtime of the ONNX files; an engine has its own.")  # fmt: skip
@@ -188,12 +188,8 @@ def speed(
             opened[str(model)] = stack.enter_context(opened_model(model, runtime))
             _require_batches(opened[str(model)], config)
             say_session(model, opened[str(model)].session, verbose)
-        spec = opened[str(models[0])].spec
         loaded = open_source(source, data, split)
-
-        def images(count: int) -> Any:
-            return next(batches(loaded, spec, count, [i % len(loaded) for i in range(count)]))[0]
-
+        images = _images(opened, loaded)
         sessions = {name: found.session for name, found in opened.items()}
         with progress_bar(quiet) as progress:
             runs = measure_speed(sessions, images, str(models[0]), config, progress)
@@ -204,6 +200,22 @@ def speed(
         _print_speed_json(runs, gpu_runs, precisions, kept)
     else:
         _print_speed(runs, gpu_runs, precisions)
+
+
+def _images(opened: Mapping[str, OpenedModel], source: ImageSource) -> dict[str, MakeBatch]:
+    """Return what makes the inputs of each file: alike for all that take pixels, or floats.
+
+    Those of the first file's preprocessing: what is timed is one and the same work.
+    """
+    first = next(iter(opened.values())).spec
+
+    def maker(pixels: bool) -> MakeBatch:
+        spec = first.with_pixels() if pixels else first.with_floats()
+        return lambda n: next(batches(source, spec, n, [i % len(source) for i in range(n)]))[0]
+
+    makers = {pixels: maker(pixels) for pixels in (False, True)}
+    specs = {name: model.known_spec for name, model in opened.items()}
+    return {name: makers[spec is not None and spec.takes_pixels] for name, spec in specs.items()}
 
 
 def _refuse_idle_batch(scenarios: Sequence[str]) -> None:
@@ -225,7 +237,7 @@ def _require_batches(opened: OpenedModel, config: SpeedConfig) -> None:
 
 def _measure_engines(
     opened: Mapping[str, OpenedModel],
-    images: Callable[[int], Any],
+    images: Mapping[str, MakeBatch],
     config: SpeedConfig,
     progress: ProgressCallback | None,
 ) -> tuple[list[GpuRun], GpuSpeedConfig]:

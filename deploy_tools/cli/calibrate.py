@@ -19,7 +19,12 @@ from deploy_tools.cli.common import (
 )  # fmt: skip
 from deploy_tools.data import open_source
 from deploy_tools.errors import ArtifactError
-from deploy_tools.onnx_files import input_spec_of, load_onnx, require_dynamic_batch
+from deploy_tools.onnx_files import (
+    input_spec_of,
+    load_onnx,
+    require_dynamic_batch,
+    require_float_input,
+)
 from deploy_tools.recipe import RANGES
 
 if TYPE_CHECKING:
@@ -129,6 +134,7 @@ def command(
     _refuse_idle_options(choose, method, write_tensorrt_cache)
     proto = load_onnx(model)
     require_dynamic_batch(proto, model)
+    require_float_input(proto, model)
     spec = input_spec_of(proto, model)
     images_source = open_source(source, data, split)
     selection = select_images(images_source, SelectConfig(images, choose, seed, list_file))

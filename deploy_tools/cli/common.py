@@ -14,6 +14,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from deploy_tools.data.spec import DTYPES
+
 F = TypeVar("F", bound=Callable[..., Any])
 ProgressCallback = Callable[[str, int, int], None]
 
@@ -61,6 +63,15 @@ def input_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+def input_option(function: F) -> F:
+    """--input float32 | uint8: what the file takes."""
+    return click.option(
+        "--input", "input_dtype", type=click.Choice(list(DTYPES)), default="float32",
+        show_default=True,
+        help="uint8: pixels (N, H, W, C), normalized in the graph; in a file of its own, -uint8.",
+    )(function)  # fmt: skip
 
 
 def data_options(split: str, required: bool = True) -> Callable[[F], F]:

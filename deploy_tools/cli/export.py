@@ -8,6 +8,7 @@ import click
 
 from deploy_tools.artifacts import ArtifactDirectory
 from deploy_tools.cli.common import (
+    input_option,
     input_options,
     model_options,
     out_option,
@@ -15,6 +16,7 @@ from deploy_tools.cli.common import (
     print_json,
 )  # fmt: skip
 from deploy_tools.cli.model import input_table
+from deploy_tools.cli.pixels import add_uint8_file
 from deploy_tools.errors import require
 from deploy_tools.recipe import ModelTable
 
@@ -30,6 +32,7 @@ from deploy_tools.recipe import ModelTable
     show_default=True,
     help="ONNX operator set; 20 is what every target reads.",
 )
+@input_option
 @out_option()
 @output_options
 def command(
@@ -39,6 +42,7 @@ def command(
     num_classes: int | None,
     no_fuse: bool,
     opset: int,
+    input_dtype: str,
     out: Path,
     as_json: bool,
     quiet: bool,
@@ -48,7 +52,8 @@ def command(
     """Fold BatchNorm and export to fp32.onnx with a dynamic batch.
 
     The file is checked against the torch module at batch sizes other than the traced one and
-    holds its input spec (size, mean, std, labels) as metadata.
+    holds its input spec (size, mean, std, labels) as metadata. With --input uint8 there is a
+    second file, fp32-uint8.onnx, that takes pixels; calibrate and quantize want the first.
 
     \b
     Example:
@@ -71,8 +76,15 @@ def command(
         report = onnx_from_module(module, loaded.spec, path, config, loaded.metadata)
         settings = {"arch": arch, "opset": opset, "fuse": not no_fuse}
         directory.add("fp32.onnx", "fp32.onnx", "export", settings, model_parents(table))
+        files = [path]
+        if input_dtype == "uint8":
+            files.append(add_uint8_file(directory, path, "ort-cpu"))
     if as_json:
         differences = {str(batch): value for batch, value in report.max_abs.items()}
-        print_json({"file": str(path), "size_bytes": report.size_bytes, "max_abs": differences})
+        print_json(
+            {"file": str(files[-1]), "size_bytes": files[-1].stat().st_size, "max_abs": differences}
+        )
     else:
         click.echo(report)
+        for file in files[1:]:
+            click.echo(f"{file}: takes uint8 pixels.")

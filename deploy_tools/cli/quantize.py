@@ -14,11 +14,13 @@ from deploy_tools.artifacts import ArtifactDirectory, sha256_of_file
 from deploy_tools.cli.common import (
     PathType,
     data_options,
+    input_option,
     out_option,
     output_options,
     print_json,
     progress_bar,
 )
+from deploy_tools.cli.pixels import add_uint8_file
 from deploy_tools.data import open_source
 from deploy_tools.errors import ArtifactError
 from deploy_tools.onnx_files import input_spec_of, load_onnx, require_dynamic_batch
@@ -48,12 +50,14 @@ def command() -> None:
     help="Convolutions too (ConvInteger): smaller, and slower than FP32 on most CPUs.",
 )
 @click.option("--exclude", multiple=True, metavar="NODE", help="A node that stays in float.")
+@input_option
 @out_option()
 @output_options
 def dynamic(
     model: Path,
     include_conv: bool,
     exclude: tuple[str, ...],
+    input_dtype: str,
     out: Path,
     as_json: bool,
     quiet: bool,
@@ -74,6 +78,7 @@ def dynamic(
         summary = dynamic_from_onnx(model, path, config)
         parents = {"fp32.onnx": sha256_of_file(model)}
         directory.add(path.name, path.name, "quantize", asdict(config), parents)
+    path = _with_input(path, input_dtype, "ort-cpu")
     _show(path, model, summary, as_json, verbose)
 
 
@@ -93,6 +98,7 @@ def _shared(function: F) -> F:
         click.option("--equalize/--no-equalize", default=True, show_default=True, help="Rescale channels against each other."),
         click.option("--rounding", type=click.Choice(ROUNDINGS), default="gptq", show_default=True, help="How weights are rounded."),
         click.option("--bias-correction/--no-bias-correction", default=None, help="Default: where held-out calibration images say that it helps."),
+        input_option,
     )):  # fmt: skip
         function = option(function)
     return function
@@ -125,6 +131,7 @@ def static(model: Path, ranges_file: Path | None, out: Path, as_json: bool, quie
     else:
         _refuse_idle(_IMAGE_OPTIONS, "--ranges")
         summary = _from_ranges(model, ranges_file, path, config)
+    path = _with_input(path, given["input_dtype"], config.target)
     _show(path, model, summary, as_json, verbose)
 
 
@@ -153,7 +160,17 @@ def qat(model: Path, out: Path, as_json: bool, quiet: bool, verbose: bool, epoch
     table = QatTable(
         epochs=epochs, labels_weight=labels_weight, images=training_images, seed=given["seed"]
     )
-    _show(path, model, _from_images(model, path, config, given, quiet, table), as_json, verbose)
+    summary = _from_images(model, path, config, given, quiet, table)
+    path = _with_input(path, given["input_dtype"], config.target)
+    _show(path, model, summary, as_json, verbose)
+
+
+def _with_input(path: Path, input_dtype: str, target: str) -> Path:
+    """Return the file that the user asked for: the one with a float input, or one for pixels."""
+    if input_dtype == "float32":
+        return path
+    with ArtifactDirectory(path.parent) as directory:
+        return add_uint8_file(directory, path, target)
 
 
 def _static_config(given: dict[str, Any]) -> StaticConfig:

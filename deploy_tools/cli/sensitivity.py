@@ -25,7 +25,12 @@ from deploy_tools.cli.show import print_table
 from deploy_tools.data import open_source
 from deploy_tools.data.source import ImageSource, batches
 from deploy_tools.errors import ArtifactError, MissingDependencyError, UserError
-from deploy_tools.onnx_files import input_spec_of, load_onnx, require_dynamic_batch
+from deploy_tools.onnx_files import (
+    input_spec_of,
+    load_onnx,
+    require_dynamic_batch,
+    require_float_input,
+)
 from deploy_tools.quantization.targets import TARGETS
 from deploy_tools.sensitivity.workers import ENGINES
 
@@ -90,6 +95,7 @@ def command(
     _refuse_idle_options(ranges_file)
     proto = load_onnx(model)
     require_dynamic_batch(proto, model)
+    require_float_input(proto, model)
     spec = input_spec_of(proto, model)
     loaded = open_source(source, data, split)
     with ArtifactDirectory(out) as directory, progress_bar(quiet) as progress:

@@ -6,6 +6,8 @@ Same arithmetic as torchvision's Resize, CenterCrop, ToTensor and Normalize on P
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -22,15 +24,16 @@ _RESAMPLING = {
 }
 
 
-def preprocess(
-    image: NDArray[np.uint8], spec: InputSpec, name: str = "image"
-) -> NDArray[np.float32]:
-    """Resize, crop, scale to [0, 1] and normalize.
+def preprocess(image: NDArray[np.uint8], spec: InputSpec, name: str = "image") -> NDArray[Any]:
+    """Resize and crop; then scale to [0, 1] and normalize, unless the model takes pixels.
 
-    image: (height, width, 1 or 3) uint8. Returns (C, H, W) float32 with the spec's C, H, W.
+    image: (height, width, 1 or 3) uint8. Returns (C, H, W) float32 with the spec's C, H, W, or
+    (H, W, C) uint8 where the spec's dtype says so: no float image is made then.
     Raises UserError, naming the image, where its size does not fit a spec without resize.
     """
     pixels = resize_and_crop(_with_channels(image, spec.channels), spec, name)
+    if spec.takes_pixels:
+        return np.ascontiguousarray(pixels)
     scaled = pixels.astype(np.float32) / np.float32(255)
     normalized = (scaled - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
     return np.ascontiguousarray(normalized.transpose(2, 0, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,8 +104,10 @@ class SubsetSource:
 
 def batches(
     source: ImageSource, spec: InputSpec, batch: int, indices: Sequence[int] | None = None
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """Yield (inputs, labels): float32 of shape (<= batch, C, H, W) and int64 of shape (<= batch,).
+) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+    """Yield (inputs, labels): inputs as the spec has them, labels int64 of shape (<= batch,).
+
+    Inputs are float32 of shape (<= batch, C, H, W), or uint8 of shape (<= batch, H, W, C).
 
     Only one batch is in memory at a time. The order is that of `indices` (default: all).
     """
@@ -113,7 +115,7 @@ def batches(
     labels = source.labels
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        inputs = np.empty(spec.shape(len(chosen)), np.float32)
+        inputs = np.empty(spec.shape(len(chosen)), spec.numpy_dtype)
         for row, index in enumerate(chosen):
             inputs[row] = preprocess(source.load(index), spec, source.image_id(index))
         yield inputs, labels[list(chosen)]

@@ -12,10 +12,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import numpy as np
+
 from deploy_tools.errors import UserError, nearest
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box")
 METADATA_KEY = "deploy_tools.input_spec"
+DTYPES = {"float32": "NCHW", "uint8": "NHWC"}
+"""What a model may take, each in its one layout: normalized values, or the pixels themselves."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class InputSpec:
     resize: an int scales the short side to it, a pair (height, width) squashes,
         None leaves the image as it is.
     crop: "center" cuts `size` out of the middle, "none" demands the exact size.
+    dtype, layout: "float32" and "NCHW" for normalized values; "uint8" and "NHWC" for pixels,
+        which the graph normalizes itself, with the same mean and std.
     labels: class names in the order of the logits; empty where unknown.
     Raises UserError where a value is not one of these.
     """
@@ -66,20 +72,45 @@ class InputSpec:
         for key, value, allowed in (
             ("interpolation", self.interpolation, INTERPOLATIONS),
             ("crop", self.crop, ("center", "none")),
-            ("layout", self.layout, ("NCHW",)),
-            ("dtype", self.dtype, ("float32",)),
+            ("layout", self.layout, tuple(DTYPES.values())),
+            ("dtype", self.dtype, tuple(DTYPES)),
         ):
             if value not in allowed:
                 raise UserError(f'input {key} "{value}" is not known.', nearest(value, allowed))
+        if self.layout != DTYPES[self.dtype]:
+            raise UserError(
+                f'input dtype "{self.dtype}" and layout "{self.layout}" do not go together.',
+                f"{self.dtype} inputs are {DTYPES[self.dtype]}.",
+            )
 
     @property
     def channels(self) -> int:
         """1 for grey, 3 for RGB."""
         return len(self.mean)
 
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether the model takes uint8 pixels (N, H, W, C) and normalizes them itself."""
+        return self.dtype == "uint8"
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The type of a batch's values."""
+        return np.dtype(self.dtype)
+
     def shape(self, batch: int) -> tuple[int, int, int, int]:
-        """Return the NCHW shape of a batch."""
+        """Return the shape of a batch: (N, C, H, W), or (N, H, W, C) for pixels."""
+        if self.takes_pixels:
+            return (batch, *self.size, self.channels)
         return (batch, self.channels, *self.size)
+
+    def with_pixels(self) -> InputSpec:
+        """Return the spec of the same model with its normalization inside the graph."""
+        return replace(self, dtype="uint8", layout=DTYPES["uint8"])
+
+    def with_floats(self) -> InputSpec:
+        """Return the spec of the same model without the normalization: the host does it."""
+        return replace(self, dtype="float32", layout=DTYPES["float32"])
 
     def with_labels(self, labels: tuple[str, ...]) -> InputSpec:
         """Return the same spec with these class names."""
@@ -91,6 +122,8 @@ class InputSpec:
 
     def value_bounds(self) -> tuple[float, float]:
         """Return the least and the largest value that a preprocessed pixel can have."""
+        if self.takes_pixels:
+            return 0.0, 255.0
         ends = [
             (pixel - m) / s for m, s in zip(self.mean, self.std, strict=True) for pixel in (0, 1)
         ]

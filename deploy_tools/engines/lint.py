@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, inliner, numpy_helper
 
-from deploy_tools.engines.graph import Graph, label
+from deploy_tools.engines.graph import Graph, attribute, label
 from deploy_tools.engines.rules import RULES, Finding, name_of_type
 from deploy_tools.errors import UserError
 from deploy_tools.onnx_files import real_inputs
@@ -22,6 +22,7 @@ from deploy_tools.runtimes.flavours import Flavour
 MIN_OPSET = 9
 """The oldest opset that TensorRT's parser is documented to read (onnx-tensorrt, operators.md)."""
 
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 COMMON_OPSET = 20
 """What every TensorRT from 10.0 on and TensorRT for RTX read: for where none is installed."""
 
@@ -44,7 +45,7 @@ def findings_of(proto: onnx.ModelProto, max_opset: int) -> tuple[Finding, ...]:
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
     graph = Graph(proto.graph)
-    found = [*_opset(proto, max_opset), *_input(proto), *_fixed_reshape(proto, graph)]
+    found = [*_opset(proto, max_opset), *_input(proto, graph), *_fixed_reshape(proto, graph)]
     for inner in graph.walk():
         for node in inner.nodes:
             for rule in RULES:
@@ -99,7 +100,7 @@ def _opset(proto: onnx.ModelProto, max_opset: int) -> Iterator[Finding]:
         )
 
 
-def _input(proto: onnx.ModelProto) -> Iterator[Finding]:
+def _input(proto: onnx.ModelProto, graph: Graph) -> Iterator[Finding]:
     for value in real_inputs(proto):
         batch = next(iter(value.type.tensor_type.shape.dim), None)
         if batch is not None and batch.dim_value:
@@ -110,13 +111,34 @@ def _input(proto: onnx.ModelProto) -> Iterator[Finding]:
                 f"takes only batches of {batch.dim_value}: export it with a dynamic batch "
                 "(deploy-tools export does).",
             )
-        yield from _type("input-type", value, "images are given as FLOAT")
+        if value.type.tensor_type.elem_type == TensorProto.UINT8:
+            yield from _pixels(value, graph)
+        else:
+            yield from _type("input-type", value, "images are given as FLOAT or as UINT8 pixels")
     for value in proto.graph.output:
         yield from _type("output-type", value, "answers are read as FLOAT")
 
 
+def _pixels(value: onnx.ValueInfoProto, graph: Graph) -> Iterator[Finding]:
+    """TensorRT takes UINT8 as an input, and nothing but a conversion to floats may read it.
+
+    Its documentation of DataType.UINT8: "cannot be used to represent quantized floating-point
+    values"; an input of it has to be converted before other layers use it.
+    """
+    readers = [node for node in graph.nodes if value.name in node.input]
+    for node in readers:
+        if node.op_type != "Cast" or attribute(node, "to", 0) not in _FLOATS:
+            yield Finding(
+                "input-type",
+                label(node),
+                value.name,
+                f"is UINT8 and read by {node.op_type}; TensorRT reads UINT8 through a Cast to FLOAT "
+                "only: make the file with --target tensorrt --input uint8, which puts one first.",
+            )
+
+
 def _type(rule: str, value: onnx.ValueInfoProto, wanted: str) -> Iterator[Finding]:
-    """What goes in and comes out of an engine is FLOAT: the runtimes refuse others."""
+    """What goes in (but for pixels) and comes out of an engine is FLOAT: others are refused."""
     kind = value.type.tensor_type.elem_type
     if kind in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
         way = "make it from the FP32 file with deploy-tools cast fp16, which keeps FLOAT there"

@@ -23,6 +23,7 @@ from deploy_tools.errors import DeployToolsError, MissingDependencyError, Output
 from deploy_tools.pipeline.engines import build_variant, cast_variant
 from deploy_tools.pipeline.images import CalibrationImages
 from deploy_tools.pipeline.model import FUSED, LoadedModel, fold_model, load_model, model_parents
+from deploy_tools.pipeline.pixels import pixels_variant
 from deploy_tools.pipeline.qat import qat_table, training_images
 from deploy_tools.pipeline.quantize import quantize_variant
 from deploy_tools.pipeline.stages import StageRunner
@@ -154,7 +155,7 @@ class Run:
         selection: Selection | None = None
         for outcome in self.outcomes:
             variant = outcome.variant
-            if variant.method == "none" and not variant.engine:
+            if variant.method == "none" and not variant.engine and not self._takes_pixels(variant):
                 outcome.artifact = None if variant.runtime == "torch" else fp32
                 outcome.say("build", "ok")
                 continue
@@ -175,14 +176,26 @@ class Run:
         if variant.method == "qat" and selection is not None:
             images = CalibrationImages(self.calibration, selection, lambda: self.spec)
             self._refuse_overlap(training_images(qat_table(variant), images))
-        if variant.method == "none":
+        if variant.method == "none" and not variant.engine:
+            outcome.artifact = fp32
+        elif variant.method == "none":
             outcome.artifact = cast_variant(self.runner, variant, fp32)
         else:
             outcome.artifact = quantize_variant(
                 self.runner, variant, fp32, selection, self.calibration, lambda: self.spec
             )
+        if self._takes_pixels(variant):
+            outcome.artifact = pixels_variant(self.runner, variant, outcome.artifact)
         if variant.engine:
             outcome.engine = build_variant(self.runner, variant, outcome.artifact)
+
+    def spec_of(self, variant: Variant) -> InputSpec:
+        """The input spec of a variant's file."""
+        return self.spec.with_pixels() if self._takes_pixels(variant) else self.spec
+
+    def _takes_pixels(self, variant: Variant) -> bool:
+        """Whether it takes pixels; the two references, which have no table, never do."""
+        return self.recipe.input.takes_pixels and variant.table is not None
 
     def _refuse_overlap(self, indices: Sequence[int]) -> None:
         refuse_overlap(self.calibration, indices, self.evaluation, range(len(self.evaluation)))

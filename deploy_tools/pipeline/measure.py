@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.accuracy import accuracy_from_predictions
@@ -14,9 +14,10 @@ from benchmarks.environment import describe_environment
 from benchmarks.memory import peak_rss_of_model
 from benchmarks.predictions import Predictions, predictions_from_images
 from benchmarks.samples import read_samples
-from benchmarks.speed import SpeedConfig, SpeedRun, measure_speed, save_samples
+from benchmarks.speed import MakeBatch, SpeedConfig, SpeedRun, measure_speed, save_samples
 from deploy_tools.artifacts import Artifact
 from deploy_tools.data.source import batches, source_hash
+from deploy_tools.data.spec import InputSpec
 from deploy_tools.errors import DeployToolsError, MissingDependencyError, OutputError
 from deploy_tools.pipeline.engines import batch_of
 from deploy_tools.pipeline.variants import BASELINE, Variant
@@ -95,7 +96,7 @@ def _predict(run: Run, outcome: Outcome, fp32: Artifact, data: str) -> None:
         session = open_variant(run, outcome)
         try:
             predictions_from_images(
-                session, run.evaluation, run.spec, batch, None, run.runner.progress
+                session, run.evaluation, run.spec_of(variant), batch, None, run.runner.progress
             ).save(path)
             return {
                 "provider": session.provider,
@@ -169,9 +170,7 @@ def _timed(
     try:
         for outcome in timed:
             _guarded(outcome, "speed", lambda o=outcome: _open_and_try(run, o, sessions))
-        runs = measure_speed(
-            sessions, lambda count: _images(run, count), BASELINE, config, run.runner.progress
-        )
+        runs = measure_speed(sessions, _makers(run, timed), BASELINE, config, run.runner.progress)
     finally:
         for session in sessions.values():
             session.close()
@@ -185,17 +184,24 @@ def _open_and_try(run: Run, outcome: Outcome, sessions: dict[str, Session]) -> N
     speed = run.recipe.speed
     try:
         for batch in {1, speed.batch if "offline" in speed.scenarios else 1}:
-            session.run(_images(run, batch))
+            session.run(_images(run, run.spec_of(outcome.variant), batch))
     except BaseException:
         session.close()
         raise
     sessions[outcome.variant.id] = session
 
 
-def _images(run: Run, count: int) -> NDArray[np.float32]:
+def _makers(run: Run, outcomes: list[Outcome]) -> dict[str, MakeBatch]:
+    """Return what makes the inputs of each variant; one for all that have the same spec."""
+    specs = {o.variant.id: run.spec_of(o.variant) for o in outcomes}
+    makers = {spec: partial(_images, run, spec) for spec in specs.values()}
+    return {variant: makers[spec] for variant, spec in specs.items()}
+
+
+def _images(run: Run, spec: InputSpec, count: int) -> NDArray[Any]:
     """Return a batch of real images, repeated from the start where the data has fewer."""
     indices = [i % len(run.evaluation) for i in range(count)]
-    return next(batches(run.evaluation, run.spec, count, indices))[0]
+    return next(batches(run.evaluation, spec, count, indices))[0]
 
 
 def _read_runs(run: Run, timed: list[Outcome]) -> None:
@@ -214,12 +220,13 @@ def _memory(run: Run, outcome: Outcome) -> None:
     name = f"memory/{variant.id}"
     config = runtime_config(run, variant)
     batch = run.recipe.speed.batch
+    spec = run.spec_of(variant)
 
     def make(path: Any) -> Mapping[str, Any]:
         from deploy_tools.artifacts import write_json
 
         peak = peak_rss_of_model(
-            run.runner.directory.path(artifact.file), config, run.spec.shape(batch)
+            run.runner.directory.path(artifact.file), config, spec.shape(batch), dtype=spec.dtype
         )
         write_json(path, {"peak_rss_bytes": peak, "batch": batch})
         return {"peak_rss_bytes": peak}

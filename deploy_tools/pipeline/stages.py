@@ -15,7 +15,7 @@ Notes = Mapping[str, Any]
 
 STAGES = (
     "fuse", "export", "select", "equalize", "round", "calibrate", "bias", "qat", "quantize", "cast",
-    "build", "predict", "speed", "memory",
+    "rewrite", "build", "predict", "speed", "memory",
 )  # fmt: skip
 UNKNOWN = "to be made"
 """In a dry run, the hash of what is not there yet: nothing made from it can be there either."""

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from deploy_tools.artifacts import atomic_path
 from deploy_tools.errors import UserError, require
-from deploy_tools.onnx_files import load_onnx, require_dynamic_batch
+from deploy_tools.onnx_files import load_onnx, require_dynamic_batch, require_float_input
 from deploy_tools.quantization.prepare import prepared
 from deploy_tools.quantization.summary import describe_quantization
 from deploy_tools.runtimes.onnxruntime import PRECISION_KEY
@@ -51,6 +51,7 @@ def fp16_from_onnx(model: Path, path: Path) -> CastReport:
     """
     proto = prepared(load_onnx(model))
     require_dynamic_batch(proto, model)
+    require_float_input(proto, model)
     _refuse(proto, model)
     numbers = _numbers(proto)
     magnitudes = np.abs(np.concatenate([array.reshape(-1) for array in numbers.values()]))

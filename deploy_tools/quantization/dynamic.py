@@ -18,7 +18,12 @@ import onnx
 
 from deploy_tools.artifacts import atomic_path
 from deploy_tools.errors import UserError, require
-from deploy_tools.onnx_files import load_onnx, require_dynamic_batch, require_nodes
+from deploy_tools.onnx_files import (
+    load_onnx,
+    require_dynamic_batch,
+    require_float_input,
+    require_nodes,
+)
 from deploy_tools.quantization.summary import QuantizationSummary, describe_quantization
 from deploy_tools.runtimes.onnxruntime import PRECISION_KEY
 
@@ -42,6 +47,7 @@ def dynamic_from_onnx(
     config = config or DynamicConfig()
     proto = load_onnx(model)
     require_dynamic_batch(proto, model)
+    require_float_input(proto, model)
     before = describe_quantization(proto)
     if before.quantized_layers:
         raise UserError(f"{model} is quantized already.", "Give the FP32 file that export wrote.")

@@ -16,7 +16,13 @@ import onnx
 
 from deploy_tools.artifacts import atomic_path
 from deploy_tools.errors import UserError, nearest, require
-from deploy_tools.onnx_files import load_onnx, real_inputs, require_dynamic_batch, require_nodes
+from deploy_tools.onnx_files import (
+    load_onnx,
+    real_inputs,
+    require_dynamic_batch,
+    require_float_input,
+    require_nodes,
+)
 from deploy_tools.quantization.dead_channels import scale_dead_channels
 from deploy_tools.quantization.layouts import LAYOUTS, bypass_pairs
 from deploy_tools.quantization.prepare import prepared
@@ -259,7 +265,8 @@ def _require_separable(proto: onnx.ModelProto, names: tuple[str, ...]) -> None:
 
 
 def require_float(proto: onnx.ModelProto, model: Path) -> None:
-    """Refuse a file that is quantized already, or has nothing to quantize."""
+    """Refuse a file that is quantized already, takes pixels, or has nothing to quantize."""
+    require_float_input(proto, model)
     summary = describe_quantization(proto)
     if summary.quantized_layers or summary.activations:
         raise UserError(f"{model} is quantized already.", "Give the FP32 file that export wrote.")

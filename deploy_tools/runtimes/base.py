@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +44,10 @@ class Session(Protocol):
     input_name: str
     output_names: tuple[str, ...]
 
-    def run(self, inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
-        """Run one batch of shape (N, C, H, W); returns the outputs in `output_names` order."""
+    def run(self, inputs: NDArray[Any]) -> tuple[NDArray[np.float32], ...]:
+        """Run one batch as the input spec has it: float32 (N, C, H, W) or uint8 (N, H, W, C).
+
+        Returns the outputs in `output_names` order."""
         ...
 
     def close(self) -> None:

@@ -59,7 +59,7 @@ class CudaMemory:
         address = self._pinned.pop(id(array))
         self._done(self._cuda.cudaFreeHost(address), "freeing page-locked host memory")
 
-    def copy_in(self, address: int, array: NDArray[np.float32], stream: int) -> None:
+    def copy_in(self, address: int, array: NDArray[Any], stream: int) -> None:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         done = self._cuda.cudaMemcpyAsync(address, array.ctypes.data, array.nbytes, kind, stream)
         self._done(done, f"copying {array.nbytes} bytes to the GPU")

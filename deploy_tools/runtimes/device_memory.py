@@ -66,7 +66,7 @@ class DeviceMemory(Protocol):
         """Give back the very array that `pinned` returned."""
         ...
 
-    def copy_in(self, address: int, array: NDArray[np.float32], stream: int) -> None:
+    def copy_in(self, address: int, array: NDArray[Any], stream: int) -> None:
         """Copy a contiguous host array to the device, in the order of the stream."""
         ...
 

@@ -10,7 +10,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Protocol
 
@@ -38,9 +38,10 @@ class Context(Protocol):
 
 @dataclass(frozen=True)
 class EngineIO:
-    """An engine's input and outputs, all float32, and the shapes that its profile takes.
+    """An engine's input and its outputs, which are float32, and the shapes of its profile.
 
-    engine: its file, for messages. smallest, largest: input shapes, batch first.
+    engine: its file, for messages. smallest, largest: input shapes, batch first. dtype: of the
+    input, float32 or uint8.
     """
 
     engine: str
@@ -48,22 +49,27 @@ class EngineIO:
     output_names: tuple[str, ...]
     smallest: _Shape
     largest: _Shape
+    dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float32))
 
-    def require_inputs(self, inputs: NDArray[np.float32]) -> None:
+    def require_inputs(self, inputs: NDArray[Any]) -> None:
         """Refuse inputs that the engine cannot take: UserError that says what it takes.
 
         A batch below the smallest is none of these: it can be filled up.
         """
         lows, highs = self.smallest, self.largest
-        if inputs.ndim == len(highs) and inputs.dtype == np.float32:
+        if inputs.ndim == len(highs) and inputs.dtype == self.dtype:
             sizes = zip(lows[1:], inputs.shape[1:], highs[1:], strict=True)
             if all(low <= size <= high for low, size, high in sizes):
                 self.require_batch(max(len(inputs), lows[0]) if len(inputs) else 0)
                 return
         raise UserError(
-            f"{self.engine} takes float32 of shape {_shown(lows)} to {_shown(highs)} and got "
+            f"{self.engine} takes {self.dtype} of shape {_shown(lows)} to {_shown(highs)} and got "
             f"{inputs.dtype} of shape {_shown(inputs.shape)}.",
         )
+
+    def dtype_of(self, name: str) -> np.dtype[Any]:
+        """Return the type of a tensor's values."""
+        return self.dtype if name == self.input_name else np.dtype(np.float32)
 
     def require_batch(self, batch: int) -> None:
         """Refuse a batch size that the profile does not take as it is."""
@@ -100,10 +106,10 @@ class EventTimes:
 class _Buffer:
     """A tensor's memory on both sides, as much as the profile's largest shape needs."""
 
-    host: NDArray[np.float32]
+    host: NDArray[Any]
     device: int
 
-    def part(self, shape: _Shape) -> NDArray[np.float32]:
+    def part(self, shape: _Shape) -> NDArray[Any]:
         """As much of the host's side as this shape fills, flat."""
         return self.host[: math.prod(shape)]
 
@@ -157,7 +163,7 @@ class EngineRunner:
         """Refuse a batch size that cannot be timed: UserError."""
         self._io.require_batch(batch)
 
-    def run(self, inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+    def run(self, inputs: NDArray[Any]) -> tuple[NDArray[np.float32], ...]:
         """Run one batch; returns copies of the outputs, in the order of `io.output_names`.
 
         A batch below the profile's smallest is filled up with its last image, and what comes of
@@ -182,7 +188,7 @@ class EngineRunner:
                 )
         return outputs if count == filled else tuple(output[:count] for output in outputs)
 
-    def time_calls(self, inputs: NDArray[np.float32], repeats: int, warmup: int) -> EventTimes:
+    def time_calls(self, inputs: NDArray[Any], repeats: int, warmup: int) -> EventTimes:
         """Time `repeats` calls with events, after `warmup` untimed ones; each ends in a wait.
 
         Nothing is filled up: UserError for a batch below the profile's smallest, too.
@@ -229,8 +235,11 @@ class EngineRunner:
     def _buffer(self, stack: ExitStack, name: str, shape: _Shape) -> _Buffer:
         if min(shape, default=1) < 1:
             raise DeviceError(f'{self._io.engine}: the shape of "{name}" is not known: {shape}.')
-        host = self._memory.pinned(math.prod(shape))
-        stack.callback(self._memory.free_pinned, host)
+        size, dtype = math.prod(shape), self._io.dtype_of(name)
+        # Page-locked memory is handed out in float32; a smaller type is a view of its beginning.
+        whole = self._memory.pinned(-(-size * dtype.itemsize // 4))
+        stack.callback(self._memory.free_pinned, whole)
+        host = whole.view(dtype)[:size]
         device = self._memory.allocate(host.nbytes)
         stack.callback(self._memory.free, device)
         return _Buffer(host, device)
@@ -256,7 +265,7 @@ class EngineRunner:
             if not context.set_tensor_address(name, buffer.device):
                 raise self._refused(f'refused the address of "{name}"')
 
-    def _ready(self, inputs: NDArray[np.float32]) -> _Ready:
+    def _ready(self, inputs: NDArray[Any]) -> _Ready:
         """Set a context to the inputs' shape, and put the inputs into page-locked memory."""
         shape = tuple(inputs.shape)
         self._buffers[self._io.input_name].part(shape)[:] = inputs.reshape(-1)

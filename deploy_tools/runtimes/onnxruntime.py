@@ -33,7 +33,7 @@ class OnnxRuntimeSession:
         self.input_name: str = session.get_inputs()[0].name
         self.output_names = tuple(output.name for output in session.get_outputs())
 
-    def run(self, inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+    def run(self, inputs: NDArray[Any]) -> tuple[NDArray[np.float32], ...]:
         if self._session is None:
             raise RuntimeError("the session is closed")
         try:
@@ -41,8 +41,8 @@ class OnnxRuntimeSession:
         except Exception as error:  # onnxruntime raises many unrelated classes
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"the model cannot run inputs of shape {inputs.shape}: {reason}",
-                "Does its input take this size, and any batch?",
+                f"the model cannot run {inputs.dtype} inputs of shape {inputs.shape}: {reason}",
+                "Does its input take this type and size, and any batch?",
             ) from error
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ class PycudaMemory:
             owner: Any = array.base
             owner.free()
 
-    def copy_in(self, address: int, array: NDArray[np.float32], stream: int) -> None:
+    def copy_in(self, address: int, array: NDArray[Any], stream: int) -> None:
         with self._trying(f"copying {array.nbytes} bytes to the GPU"):
             self._cuda.memcpy_htod_async(address, array, self._streams[stream])
 

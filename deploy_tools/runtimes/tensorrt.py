@@ -80,7 +80,7 @@ class TensorRtSession:
         # One that is forgotten gives its memory back too: when it goes, or when Python ends.
         self._close = weakref.finalize(self, _close, kept, errors)
 
-    def run(self, inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+    def run(self, inputs: NDArray[Any]) -> tuple[NDArray[np.float32], ...]:
         """Run one batch; UserError for one that the engine's profile does not take.
 
         A batch below the profile's smallest is filled up and its outputs are cut to size, which
@@ -95,7 +95,7 @@ class TensorRtSession:
 
     def time_batches(
         self,
-        inputs: NDArray[np.float32],
+        inputs: NDArray[Any],
         repeats: int = 100,
         warmup: int = 10,
         read_state: bool = True,
@@ -141,8 +141,9 @@ def open_session(model: Path | bytes, config: RuntimeConfig) -> TensorRtSession:
             sidecar.output_names,
             tuple(sidecar.profile["min"]),
             tuple(sidecar.profile["max"]),
+            loaded.input_dtype(engine, sidecar.input_name),
         )
-        loaded.require_float(io)
+        loaded.require_float_outputs(io)
         # TensorRT for RTX captures graphs itself, as it knows when its kernels are compiled.
         capture = config.cuda_graph and not loaded.flavour.is_rtx
         with loaded.errors.listening():
@@ -220,20 +221,34 @@ class _Loaded:
     runtime: Any
     engine: Any
 
-    def require_float(self, io: EngineIO) -> None:
-        """Refuse an engine whose input or outputs are not float32."""
+    def input_dtype(self, engine: Path, name: str) -> np.dtype[Any]:
+        """Return float32 or uint8 (pixels); refuse an engine that takes another type."""
         trt = self.flavour.module
-        for name in (io.input_name, *io.output_names):
-            dtype = self.engine.get_tensor_dtype(name)
-            if dtype != trt.float32:
-                half = dtype in (trt.float16, trt.bfloat16)
-                raise UserError(
-                    f'{io.engine}: "{name}" is {dtype.name}; inputs and outputs must be float32.',
-                    "Build it from a file of deploy-tools cast fp16, which keeps them."
-                    if half
-                    else "Export the model so that it takes normalized images and gives logits "
-                    "(no ArgMax or the like at its end), then build it again.",
-                )
+        dtype = self.engine.get_tensor_dtype(name)
+        if dtype == trt.uint8:
+            return np.dtype(np.uint8)
+        self._require_float(str(engine), name)
+        return np.dtype(np.float32)
+
+    def require_float_outputs(self, io: EngineIO) -> None:
+        """Refuse an engine whose outputs are not float32."""
+        for name in io.output_names:
+            self._require_float(io.engine, name)
+
+    def _require_float(self, engine: str, name: str) -> None:
+        trt = self.flavour.module
+        dtype = self.engine.get_tensor_dtype(name)
+        if dtype == trt.float32:
+            return
+        half = dtype in (trt.float16, trt.bfloat16)
+        raise UserError(
+            f'{engine}: "{name}" is {dtype.name}; outputs must be float32, inputs float32 or '
+            "uint8 pixels.",
+            "Build it from a file of deploy-tools cast fp16, which keeps them."
+            if half
+            else "Export the model so that it takes normalized images or pixels and gives logits "
+            "(no ArgMax or the like at its end), then build it again.",
+        )
 
     def new_context(self, cuda_graph: bool) -> Callable[[], Any]:
         """Return what makes an execution context of this engine."""

@@ -86,7 +86,7 @@ class HostMemory:
     def free_pinned(self, array: NDArray[np.float32]) -> None:
         self._free(id(array), "pinned")
 
-    def copy_in(self, address: int, array: NDArray[np.float32], stream: int) -> None:
+    def copy_in(self, address: int, array: NDArray[Any], stream: int) -> None:
         assert self.live[stream] == "stream"
         self.call("copy in")
 

@@ -14,6 +14,7 @@ from torchvision.transforms import InterpolationMode
 
 from deploy_tools.data import open_source
 from deploy_tools.data.preprocess import preprocess, resize_and_crop
+from deploy_tools.data.source import ArraySource, batches
 from deploy_tools.data.spec import IMAGENET_SPEC, InputSpec
 from deploy_tools.errors import UserError
 
@@ -91,3 +92,32 @@ def test_the_result_is_what_runtimes_take() -> None:
 def test_a_wrong_size_without_resize_is_refused() -> None:
     with pytest.raises(UserError, match=r"a.png is 9x8 pixels and the model takes 8x8"):
         preprocess(picture(9, 8, 1), GREY, "a.png")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_what_the_floats_are_made_of(channels: int) -> None:
+    spec = InputSpec((20, 24), (0.4,) * channels, (0.2,) * channels, resize=30, crop="center")
+    image = picture(50, 70, channels)
+    pixels = preprocess(image, spec.with_pixels())
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == spec.with_pixels().shape(1)[1:]
+    floats = (pixels.transpose(2, 0, 1) / 255 - 0.4) / 0.2
+    assert np.allclose(preprocess(image, spec), floats, rtol=0, atol=1e-6)
+
+
+def test_batches_of_pixels_are_uint8() -> None:
+    spec = InputSpec((6, 6), (0.4,), (0.2,)).with_pixels()
+    images = np.arange(5 * 36, dtype=np.uint8).reshape(5, 6, 6)
+    source = ArraySource("some", "train", images, np.arange(5), [])
+    (first, labels), (second, _) = batches(source, spec, 3)
+    assert first.dtype == second.dtype == np.uint8
+    assert np.array_equal(np.concatenate([first, second])[..., 0], images)
+    assert labels.tolist() == [0, 1, 2]
+
+
+def test_a_spec_takes_floats_or_pixels_and_nothing_between() -> None:
+    with pytest.raises(UserError, match='dtype "uint8" and layout "NCHW" do not go together'):
+        replace(IMAGENET_SPEC, dtype="uint8")
+    pixels = IMAGENET_SPEC.with_pixels()
+    assert InputSpec.from_dict(pixels.to_dict()) == pixels
+    assert pixels.with_floats() == IMAGENET_SPEC

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import tensorrt_samples as samples
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from tensorrt_samples import Make
 
 from deploy_tools.engines.lint import COMMON_OPSET, findings_of, require_buildable
@@ -45,7 +45,6 @@ CASES = {
     "float64 scale": Bad(lambda: samples.with_scale(np.float64(0.01)), "scale", Q, samples.SCALE, "DOUBLE", "built"),
     # What it takes, and this tool cannot feed or wants otherwise.
     "fixed batch": Bad(lambda: samples.tiny(3), "fixed-batch", *INPUT, "batches of 3", "built"),
-    "uint8 input": Bad(lambda: samples.with_input_type(TensorProto.UINT8), "input-type", *INPUT, "UINT8", "built"),
     "int64 input": Bad(lambda: samples.with_input_type(TensorProto.INT64), "input-type", *INPUT, "INT64", "built, warned"),
     "float64 input": Bad(lambda: samples.with_input_type(TensorProto.DOUBLE), "input-type", *INPUT, "DOUBLE", "built"),
     "float16 input": Bad(lambda: samples.with_input_type(TensorProto.FLOAT16), "input-type", *INPUT, "deploy-tools cast fp16", "built"),
@@ -79,6 +78,7 @@ CASES = {
 
 GOOD: dict[str, Make] = {
     "float": samples.tiny,
+    "pixels": lambda: samples.with_input_type(TensorProto.UINT8),
     "q/dq": samples.good,
     "zero-point through identity": lambda: samples.zero_point_of_a_constant(np.int8),
     "int8 without a zero-point": lambda: samples.without_zero_point(output_dtype=TensorProto.INT8),
@@ -105,6 +105,15 @@ def test_a_bad_file_is_found_by_node_and_tensor(name: str) -> None:
 @pytest.mark.parametrize("name", GOOD)
 def test_a_good_file_has_no_finding(name: str) -> None:
     assert findings_of(GOOD[name](), COMMON_OPSET + 1) == ()
+
+
+def test_pixels_go_through_a_cast_to_floats_first() -> None:
+    model = samples.with_input_type(TensorProto.UINT8)
+    samples.insert(model, "x", helper.make_node("Identity", ["input"], ["same"], "same"))
+    samples.node(model, "x").input[0] = "same"
+    (found,) = findings_of(model, 24)
+    assert (found.rule, found.node, found.tensor) == ("input-type", "same", "input")
+    assert "read by Identity" in found.message
 
 
 @pytest.mark.parametrize("op", ["Softmax", "Relu"])

@@ -250,16 +250,30 @@ def test_contexts_of_the_full_tensorrt_need_no_settings() -> None:
     assert (kept.engine, kept.runtime) == (None, None)
 
 
-def test_only_float32_goes_in_and_out() -> None:
+def test_floats_or_pixels_go_in() -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    dtypes = {"input": trt.uint8}
+    kept = loaded(
+        find_flavour("tensorrt-rtx"), SimpleNamespace(get_tensor_dtype=dtypes.__getitem__)
+    )
+    assert kept.input_dtype(Path("x.engine"), "input") == np.uint8
+    dtypes["input"] = trt.float32
+    assert kept.input_dtype(Path("x.engine"), "input") == np.float32
+    dtypes["input"] = trt.float16
+    with pytest.raises(UserError, match=r'"input" is HALF; .*float32 or uint8'):
+        kept.input_dtype(Path("x.engine"), "input")
+
+
+def test_only_float32_comes_out() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     io = EngineIO("x.engine", "input", ("logits",), (1, 1, 3, 3), (4, 1, 3, 3))
     dtypes = {"input": trt.float32, "logits": trt.float16}
     engine = SimpleNamespace(get_tensor_dtype=dtypes.__getitem__)
     with pytest.raises(UserError, match=r'x\.engine: "logits" is HALF; .* float32.* cast fp16'):
-        loaded(find_flavour("tensorrt-rtx"), engine).require_float(io)
+        loaded(find_flavour("tensorrt-rtx"), engine).require_float_outputs(io)
     dtypes["logits"] = trt.int64
     with pytest.raises(UserError, match=r'"logits" is INT64; .*no ArgMax') as caught:
-        loaded(find_flavour("tensorrt-rtx"), engine).require_float(io)
+        loaded(find_flavour("tensorrt-rtx"), engine).require_float_outputs(io)
     assert "cast fp16" not in caught.value.hint
     dtypes["logits"] = trt.float32
-    loaded(find_flavour("tensorrt-rtx"), engine).require_float(io)
+    loaded(find_flavour("tensorrt-rtx"), engine).require_float_outputs(io)
