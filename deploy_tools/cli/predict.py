@@ -13,7 +13,7 @@ from deploy_tools.cli.common import PathType, output_options, progress_bar
 from deploy_tools.cli.model import engine_options, opened_model, refuse_idle_options
 from deploy_tools.cli.predict_lines import CsvLines, Lines, StdoutLines
 from deploy_tools.cli.show import say_session
-from deploy_tools.data.decode import DECODERS, find_decoder
+from deploy_tools.data.decode import DECODERS
 from deploy_tools.data.names import STDIN, image_paths
 from deploy_tools.errors import PartialError, UserError
 from deploy_tools.pipeline.predict import PredictConfig, predict_files
@@ -42,11 +42,10 @@ from deploy_tools.runtimes import RUNTIMES, RuntimeConfig
 )
 @click.option(
     "--decoder",
-    type=click.Choice(["auto", *DECODERS]),
-    default="auto",
+    type=click.Choice(list(DECODERS)),
+    default="scaled",
     show_default=True,
-    help="auto: the fastest one installed, which may decode large JPEGs at a fraction of their "
-    "size; reference and exact: the pixels that bench accuracy sees.",
+    help="scaled: large JPEGs at a fraction of their size; reference: as bench accuracy does it.",
 )
 @click.option(
     "--workers", type=click.IntRange(0), default=0, help="Decoding threads; 0 takes every core."
@@ -101,15 +100,10 @@ def command(
         raise click.UsageError("--csv and --json exclude each other.")
     refuse_idle_options([file])
     total = _count(images, list_file)
-    found, note = find_decoder(decoder)
-    if note and not quiet:
-        click.echo(note, err=True)
     config = RuntimeConfig(provider, threads, memory=memory, cuda_graph=cuda_graph)
     with opened_model(file, config) as opened:
         say_session(file, opened.session, verbose)
-        if verbose:
-            click.echo(f"decoder: {found}", err=True)
-        settings = PredictConfig(top, opened.batch(batch), found, workers)
+        settings = PredictConfig(top, opened.batch(batch), decoder, workers)
         paths = image_paths(images, list_file)
         results = predict_files(opened.session, opened.spec, paths, settings)
         with contextlib.closing(results), _lines(csv_file, as_json, top) as lines:

@@ -33,7 +33,7 @@ class PredictConfig:
 
     top: int = 3
     batch: int = 8
-    decoder: str = "exact"
+    decoder: str = "scaled"
     workers: int = 0
 
     def __post_init__(self) -> None:
