@@ -63,7 +63,10 @@ def decode_pixels(path: Path, spec: InputSpec, decoder: str = "scaled") -> NDArr
         if divisor > 1:
             # Formats other than JPEG ignore it.
             image.draft(image.mode, (size[1] // divisor, size[0] // divisor))
-        cut = _resized_and_cut(image, size, spec)
+            # libjpeg rounds the size of a scaled decode up.
+            if image.size != (-(-size[1] // divisor), -(-size[0] // divisor)):
+                divisor = 1
+        cut = _resized_and_cut(image, size, divisor, spec)
     return resize_and_crop(cut, replace(spec, resize=None), str(path))
 
 
@@ -79,11 +82,10 @@ def _largest_divisor(size: Size, spec: InputSpec) -> int:
     return next(fits, 1)
 
 
-def _resized_and_cut(image: Image.Image, size: Size, spec: InputSpec) -> NDArray[np.uint8]:
-    """Resize what the crop needs of an image of `size`, which may be decoded at a fraction."""
-    image.load()
-    # libjpeg rounds the size of a scaled decode up, so this gives the fraction back exactly.
-    divisor = round(max(size) / max(image.size))
+def _resized_and_cut(
+    image: Image.Image, size: Size, divisor: int, spec: InputSpec
+) -> NDArray[np.uint8]:
+    """Resize what the crop needs of an image of `size` that is decoded at 1/divisor of it."""
     if image.mode != "RGB":
         image = image.convert("RGB")
     if spec.channels == 1:
