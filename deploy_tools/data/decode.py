@@ -107,11 +107,11 @@ def _resized_and_cut(
 def _cut_of(target: Size, spec: InputSpec) -> tuple[int, int, int, int]:
     """Return top, left, height and width of the centre crop in the resized image.
 
-    The whole image where there is no crop, where the crop needs padding, and for nearest, which
-    rounds its positions differently in a part of the image.
+    The whole image where there is no crop, where the crop needs padding, and for nearest and box:
+    their weights jump, so the last bit of a position decides which pixels they take.
     """
     height, width = spec.size
     fits = target[0] >= height and target[1] >= width
-    if spec.crop != "center" or not fits or spec.interpolation == "nearest":
+    if spec.crop != "center" or not fits or spec.interpolation in ("nearest", "box"):
         return (0, 0, *target)
     return round((target[0] - height) / 2.0), round((target[1] - width) / 2.0), height, width

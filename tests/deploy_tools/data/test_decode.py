@@ -62,11 +62,14 @@ def test_photos_that_are_not_scaled_are_the_same_with_both(shared_data: Path) ->
 def test_a_scaled_decode_stays_near_the_reference(shared_data: Path) -> None:
     spec = replace(SPEC, size=(56, 56), resize=58)
     means = []
-    for path in photos(shared_data, 12):
+    for path in photos(shared_data, 20):
+        if min(Image.open(path).size) < 2 * MARGIN * 58:
+            continue
         apart = levels(path, spec, "scaled")
         means.append(apart.mean())
         assert not np.array_equal(decode_pixels(path, spec), decode_pixels(path, spec, "cropped"))
-    # What is a pixel out of place gives 8 and more on these photos.
+    # A cut that is a pixel out of place gives 8 and more on these photos.
+    assert len(means) > 8
     assert np.mean(means) < 2.5
 
 
