@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,14 +73,22 @@ def decode_image(path: Path) -> NDArray[np.uint8]:
     Raises UserError, naming the file, where it is missing, damaged or larger than Pillow's
     limit for decompression bombs.
     """
+    with opened_image(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@contextlib.contextmanager
+def opened_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image file; its pixels are decoded when they are first needed, inside the block.
+
+    Raises what `decode_image` raises, for what goes wrong inside the block too.
+    """
     try:
         with Image.open(path) as image:
-            # Pillow itself only warns between its limit and twice that.
-            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError(
-                    f"{image.width}x{image.height} pixels, limit {Image.MAX_IMAGE_PIXELS}"
-                )
-            return np.asarray(image.convert("RGB"))
+            refuse_bomb(image.width, image.height)
+            yield image
+    except UserError:
+        raise
     except Image.DecompressionBombError as error:
         raise UserError(
             f"{path} is larger than Pillow's limit for images: {error}.",
@@ -92,3 +101,10 @@ def decode_image(path: Path) -> NDArray[np.uint8]:
         raise UserError(
             f"{path} is damaged or cannot be read: {error}.", "Replace or remove it."
         ) from error
+
+
+def refuse_bomb(width: int, height: int) -> None:
+    """Raise Pillow's DecompressionBombError above its limit, where Pillow itself only warns."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit and width * height > limit:
+        raise Image.DecompressionBombError(f"{width}x{height} pixels, limit {limit}")

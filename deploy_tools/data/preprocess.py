@@ -44,7 +44,7 @@ def resize_and_crop(
 ) -> NDArray[np.uint8]:
     """Return the uint8 pixels (H, W, C) at the spec's size, before scaling."""
     if spec.resize is not None:
-        image = _resize(image, _resized_size(image.shape[:2], spec.resize), spec.interpolation)
+        image = _resize(image, resized_size(image.shape[:2], spec.resize), spec.interpolation)
     if spec.crop == "center" and image.shape[:2] != spec.size:
         image = _center_crop(image, spec.size)
     if image.shape[:2] != spec.size:
@@ -65,7 +65,8 @@ def _with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]
     return grey[..., None]
 
 
-def _resized_size(size: tuple[int, ...], resize: int | tuple[int, int]) -> tuple[int, int]:
+def resized_size(size: tuple[int, ...], resize: int | tuple[int, int]) -> tuple[int, int]:
+    """Return the (height, width) that an image of `size` is resized to, before any crop."""
     if not isinstance(resize, int):
         return resize
     height, width = size
