@@ -4,6 +4,9 @@ Every round gives each model one short slot, in an order drawn anew, so that wha
 machine down for a while (another program, a hot CPU) meets all of them alike. Speedups are
 ratios within a round.
 
+"single-stream", "multi-stream" and "offline" send the next query when the last one is answered;
+"server" is `benchmarks.server`. Definitions: MLPerf Inference Rules, section "Scenarios".
+
 All models are loaded in one process, but only one runs at a time. Thread pools of the others
 may keep spinning after their last call (onnxruntime's for tens of milliseconds) and would take
 cores from the next one, so each slot first waits until the process is idle.
@@ -14,7 +17,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.energy import EnergyMeter, find_energy_meter
 from benchmarks.samples import SampleSet, Slot, write_samples
+from benchmarks.server import LATE_SHARE, ServerBench, ServerConfig, Tools
 from benchmarks.statistics import (
     Interval,
     median_interval,
@@ -34,7 +39,8 @@ from deploy_tools.runtimes import Session
 
 Progress = Callable[[str, int, int], None]
 
-SCENARIOS = ("single-stream", "offline")
+SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
+DEFAULT_SCENARIOS = ("single-stream", "offline")
 NOISY_SPREAD = 0.25
 """Above this relative spread of the baseline's rounds, a run carries a note."""
 
@@ -43,14 +49,17 @@ NOISY_SPREAD = 0.25
 class SpeedConfig:
     """How to measure speed.
 
-    scenarios: "single-stream" is one image after the other, "offline" one batch after the other.
+    scenarios: "single-stream" is one image after the other, "multi-stream" one query of
+    `samples_per_query` images after the other, "offline" one batch after the other, "server"
+    images that arrive at random, as `server` says.
     batch: of offline. warmup: untimed calls of each model before the first round.
     settle: untimed calls at the start of each slot.
-    seconds_per_round, min_calls: a slot ends when both are reached.
-    seed: of the order within rounds and of the bootstrap.
+    rounds, seconds_per_round, min_calls: a slot ends when both of the latter are reached.
+    min_images: the least of offline, over all rounds.
+    seed: of the order within rounds, of arrivals and of the bootstrap.
     """
 
-    scenarios: tuple[str, ...] = SCENARIOS
+    scenarios: tuple[str, ...] = DEFAULT_SCENARIOS
     batch: int = 8
     warmup: int = 5
     settle: int = 2
@@ -58,6 +67,9 @@ class SpeedConfig:
     seconds_per_round: float = 0.15
     min_calls: int = 2
     seed: int = 0
+    samples_per_query: int = 8
+    min_images: int = 0
+    server: ServerConfig = field(default_factory=ServerConfig)
 
     def __post_init__(self) -> None:
         for scenario in self.scenarios:
@@ -73,6 +85,8 @@ class SpeedConfig:
             ("settle", 0),
             ("rounds", 3),
             ("min_calls", 1),
+            ("samples_per_query", 1),
+            ("min_images", 0),
         ):
             if getattr(self, key) < least:
                 raise UserError(f"{key} must be at least {least}, got {getattr(self, key)}.")
@@ -83,7 +97,12 @@ class SpeedConfig:
 
     def batch_of(self, scenario: str) -> int:
         """Return how many images one call of the scenario takes."""
-        return 1 if scenario == "single-stream" else self.batch
+        return {"offline": self.batch, "multi-stream": self.samples_per_query}.get(scenario, 1)
+
+    def least_calls(self, scenario: str) -> int:
+        """Return how many calls one slot of the scenario has at least."""
+        images = self.min_images if scenario == "offline" else 0
+        return max(self.min_calls, -(-images // (self.batch * self.rounds)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,14 +143,56 @@ class SpeedRun:
             )
         )
 
+    @property
+    def met(self) -> bool | None:
+        """Whether p99 keeps the latency limit; None in scenarios without one.
+
+        At a given rate over all rounds; where the rate was searched for, whether every round
+        found one.
+        """
+        return _met(self.samples)
+
+    @property
+    def has_rate(self) -> bool:
+        """Whether `images_per_s` means something: not where no rate keeps the limit."""
+        return not self.samples.searched or self.met is True
+
+    @property
+    def has_speedup(self) -> bool:
+        """Whether `speedup` means something: not at a given rate, which all variants share."""
+        if self.scenario != "server":
+            return True
+        return self.samples.searched and self.has_rate and _met(self.baseline) is True
+
     @cached_property
     def images_per_s(self) -> Interval:
-        """The median over rounds of images per second of wall time."""
+        """The median over rounds of images per second of wall time.
+
+        In the server scenario of the largest rate of arrivals that keeps the limit.
+        Raises UserError where no rate does (`has_rate`).
+        """
+        if not self.has_rate:
+            raise UserError(f"{self.variant} has no rate: {self.miss}.")
         return median_interval(_rates(self.samples), self.seed)
 
     @cached_property
+    def joules_per_image(self) -> Interval | None:
+        """The median over rounds of the CPU packages' energy an image, None where not counted."""
+        slots = self.samples.slots
+        spent = [slot.energy_j for slot in slots if slot.energy_j is not None]
+        if len(spent) < len(slots):
+            return None
+        images = [slot.calls * self.batch for slot in slots]
+        return median_interval([j / n for j, n in zip(spent, images, strict=True)], self.seed)
+
+    @cached_property
     def speedup(self) -> Interval:
-        """The median over rounds of the ratio of images per second, variant over baseline."""
+        """The median over rounds of the ratio of images per second, variant over baseline.
+
+        Raises UserError where there is none (`has_speedup`).
+        """
+        if not self.has_speedup:
+            raise UserError(f"{self.variant} has no speedup in this scenario: see has_speedup.")
         if self.samples is self.baseline:
             return Interval(1.0, 1.0, 1.0)
         return paired_ratio_interval(_rates(self.samples), _rates(self.baseline), self.seed)
@@ -143,8 +204,26 @@ class SpeedRun:
         return float((high - low) / middle)
 
     @property
+    def miss(self) -> str:
+        """In words that the latency limit is missed; "" where it is kept or there is none."""
+        if self.met is not False:
+            return ""
+        limit = self.samples.latency_limit_ms
+        if not self.samples.searched:
+            return f"{self.variant}: p99 is above the limit of {limit:g} ms at this rate"
+        least = self.latency_ms["p50"].estimate
+        return (
+            f"{self.variant}: not every round found a rate that keeps p99 within {limit:g} ms "
+            f"(p50 at the lowest rates: {least:.1f} ms); allow more"
+        )
+
+    @property
     def note(self) -> str:
-        """A warning where the machine was too unsteady for small differences, else ""."""
+        """A missed limit, and a machine too unsteady for small differences; "" without."""
+        return "; ".join(text for text in (self.miss, self._noise) if text)
+
+    @property
+    def _noise(self) -> str:
         if self.baseline_spread <= NOISY_SPREAD:
             return ""
         return (
@@ -159,70 +238,116 @@ class SpeedRun:
             "batch": self.batch,
             "threads": self.samples.threads,
             "streams": self.samples.streams,
-            "target_rate": None,
-            "latency_limit_ms": None,
+            "end_to_end": self.samples.end_to_end,
+            "target_rate": self._target_rate,
+            "latency_limit_ms": self.samples.latency_limit_ms,
+            "latency_limit_met": self.met,
             "rounds": len(self.samples.slots),
             "sample_count": self.sample_count,
         }
         for name, interval in self.latency_ms.items():
             values[f"{name}_ms"] = interval.estimate
             values[f"{name}_ms_ci95"] = interval.ends()
+        figures = {
+            "images_per_s": self.images_per_s if self.has_rate else None,
+            "speedup": self.speedup if self.has_speedup else None,
+            "joules_per_image": self.joules_per_image,
+        }
+        for name, found in figures.items():
+            values[name] = None if found is None else found.estimate
+            values[f"{name}_ci95"] = None if found is None else found.ends()
         return values | {
-            "images_per_s": self.images_per_s.estimate,
-            "images_per_s_ci95": self.images_per_s.ends(),
-            "speedup": self.speedup.estimate,
-            "speedup_ci95": self.speedup.ends(),
             "baseline_spread": self.baseline_spread,
             "note": self.note,
             "samples": samples,
         }
 
     def __str__(self) -> str:
-        p50, p99, ratio = self.latency_ms["p50"], self.latency_ms["p99"], self.speedup
-        return (
+        p50, p99 = self.latency_ms["p50"], self.latency_ms["p99"]
+        text = (
             f"{self.variant} {self.scenario} batch {self.batch}: p50 {p50.estimate:.2f} ms, "
-            f"p99 {p99.estimate:.2f} ms, {self.images_per_s.estimate:.0f} images/s, "
-            f"{ratio.estimate:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+            f"p99 {p99.estimate:.2f} ms"
         )
+        if self.has_rate:
+            text += f", {self.images_per_s.estimate:.0f} images/s"
+        if self.has_speedup:
+            ratio = self.speedup
+            text += f", {ratio.estimate:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+        return text if not self.miss else f"{text} ({self.miss})"
+
+    @property
+    def _target_rate(self) -> float | None:
+        """Arrivals per second: as given, or the median of those found."""
+        if self.samples.searched:
+            return self.images_per_s.estimate if self.has_rate else None
+        return self.samples.target_rate
 
 
 def measure_speed(
     sessions: Mapping[str, Session],
-    make_batch: Callable[[int], NDArray[np.float32]],
+    make_batch: Callable[[int], NDArray[Any]],
     baseline: str,
     config: SpeedConfig | None = None,
     progress: Progress | None = None,
     clock: Callable[[], int] = time.perf_counter_ns,
     wait: Callable[[], None] | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    meter: EnergyMeter | None = None,
 ) -> list[SpeedRun]:
     """Time every session in every scenario, interleaved; one SpeedRun for each pair.
 
-    sessions: by variant id; make_batch(n) gives n preprocessed images (n, C, H, W), the same
-    for all. baseline: the id that speedups are relative to. clock: nanoseconds; wait: runs
-    before each slot (default: until this process is idle).
+    sessions: by variant id; make_batch(n) gives what a call of n images takes, the same for all:
+    preprocessed images (n, C, H, W), or what `end_to_end.PathToLabel` takes. baseline: the id
+    that speedups are relative to. clock: nanoseconds; wait: runs before each slot (default: until
+    this process is idle); sleep: in seconds; meter: of energy (default: this machine's).
     Raises UserError for an unknown baseline and for a session that cannot run such a batch.
     """
     if baseline not in sessions:
         raise UserError(f'the baseline "{baseline}" is not measured.', nearest(baseline, sessions))
     config = config or SpeedConfig()
+    tools = Tools(clock, sleep, wait or wait_until_idle, meter or find_energy_meter())
     generator = np.random.Generator(np.random.PCG64(config.seed))
     runs = []
     for scenario in config.scenarios:
         inputs = make_batch(config.batch_of(scenario))
         for variant, session in sessions.items():
             _warm_up(variant, session, inputs, config.warmup)
-        slots: dict[str, list[Slot]] = {variant: [] for variant in sessions}
-        begin = clock()
-        for number in range(config.rounds):
-            for position, place in enumerate(generator.permutation(len(sessions))):
-                variant = list(sessions)[place]
-                (wait or wait_until_idle)()
-                starts, durations = _timed_calls(sessions[variant], inputs, config, clock)
-                slots[variant].append(Slot(number, position, starts - begin, durations))
-            if progress is not None:
-                progress(f"speed, {scenario}", number + 1, config.rounds)
-        runs += _runs(sessions, slots, scenario, len(inputs), baseline, config.seed)
+        if scenario == "server":
+            bench = ServerBench(
+                sessions, inputs, config.server, config.settle, config.seed, clock(), tools
+            )
+            slots = bench.slots(progress)
+        else:
+            slots = _closed_loop(sessions, inputs, scenario, config, generator, tools, progress)
+        runs += _runs(sessions, slots, scenario, len(inputs), baseline, config)
     return runs
+
+
+def _closed_loop(
+    sessions: Mapping[str, Session],
+    inputs: NDArray[Any],
+    scenario: str,
+    config: SpeedConfig,
+    generator: np.random.Generator,
+    tools: Tools,
+    progress: Progress | None,
+) -> dict[str, list[Slot]]:
+    """One slot a round for each session, in which a call follows the last one at once."""
+    slots: dict[str, list[Slot]] = {variant: [] for variant in sessions}
+    begin = tools.clock()
+    for number in range(config.rounds):
+        for position, place in enumerate(generator.permutation(len(sessions))):
+            variant = list(sessions)[place]
+            tools.wait()
+            starts, durations, energy = _timed_calls(
+                sessions[variant], inputs, config, config.least_calls(scenario), tools
+            )
+            slots[variant].append(
+                Slot(number, position, starts - begin, durations, energy_j=energy)
+            )
+        if progress is not None:
+            progress(f"speed, {scenario}", number + 1, config.rounds)
+    return slots
 
 
 def save_samples(runs: Sequence[SpeedRun], folder: Path) -> dict[str, Path]:
@@ -243,7 +368,7 @@ def wait_until_idle(limit_s: float = 0.25) -> None:
             return
 
 
-def _warm_up(variant: str, session: Session, inputs: NDArray[np.float32], calls: int) -> None:
+def _warm_up(variant: str, session: Session, inputs: NDArray[Any], calls: int) -> None:
     try:
         for _ in range(max(calls, 1)):
             session.run(inputs)
@@ -254,26 +379,28 @@ def _warm_up(variant: str, session: Session, inputs: NDArray[np.float32], calls:
 
 
 def _timed_calls(
-    session: Session, inputs: NDArray[np.float32], config: SpeedConfig, clock: Callable[[], int]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the start and the duration, in nanoseconds, of each call of one slot."""
+    session: Session, inputs: NDArray[Any], config: SpeedConfig, least: int, tools: Tools
+) -> tuple[NDArray[np.int64], NDArray[np.int64], float | None]:
+    """Return each call's start and duration in one slot, in nanoseconds, and the slot's joules."""
     starts: list[int] = []
     ends: list[int] = []
-    collecting = gc.isenabled()
+    clock, collecting = tools.clock, gc.isenabled()
     gc.disable()  # a collection in the middle of a call would be billed to the model
     try:
         for _ in range(config.settle):
             session.run(inputs)
+        before = tools.meter.read()
         stop = clock() + round(config.seconds_per_round * 1e9)
-        while len(ends) < config.min_calls or ends[-1] < stop:
+        while len(ends) < least or ends[-1] < stop:
             starts.append(clock())
             session.run(inputs)
             ends.append(clock())
+        energy = tools.meter.joules(before, tools.meter.read())
     finally:
         if collecting:
             gc.enable()
     started = np.array(starts, np.int64)
-    return started, np.array(ends, np.int64) - started
+    return started, np.array(ends, np.int64) - started, energy
 
 
 def _runs(
@@ -282,8 +409,9 @@ def _runs(
     scenario: str,
     batch: int,
     baseline: str,
-    seed: int,
+    config: SpeedConfig,
 ) -> list[SpeedRun]:
+    server = config.server if scenario == "server" else None
     sets = {
         variant: SampleSet(
             variant=variant,
@@ -292,12 +420,31 @@ def _runs(
             threads=session.threads,
             streams=getattr(session, "streams", 1),
             slots=tuple(slots[variant]),
+            end_to_end=getattr(session, "end_to_end", False),
+            latency_limit_ms=server.latency_limit_ms if server else None,
+            target_rate=server.target_rate if server else None,
         )
         for variant, session in sessions.items()
     }
-    return [SpeedRun(samples, sets[baseline], seed) for samples in sets.values()]
+    return [SpeedRun(samples, sets[baseline], config.seed) for samples in sets.values()]
 
 
 def _rates(samples: SampleSet) -> list[float]:
-    """Images per second of wall time, round by round."""
-    return [slot.calls * samples.batch / slot.wall_s for slot in samples.slots]
+    """Images per second, round by round: of wall time, or the rate of arrivals that was found."""
+    return [
+        slot.rate * samples.batch
+        if samples.searched and slot.rate is not None
+        else slot.calls * samples.batch / slot.wall_s
+        for slot in samples.slots
+    ]
+
+
+def _met(samples: SampleSet) -> bool | None:
+    """Whether the p99 limit is kept: in every round's search, or over all at a given rate."""
+    limit = samples.latency_limit_ms
+    if limit is None:
+        return None
+    counts = [(slot.late(limit), slot.calls) for slot in samples.slots]
+    if not samples.searched:
+        counts = [(sum(late for late, _ in counts), sum(calls for _, calls in counts))]
+    return all(late <= LATE_SHARE * calls for late, calls in counts)
