@@ -226,11 +226,11 @@ def test_the_search_finds_the_known_limit_of_a_queue_with_exponential_service():
         "slow": world.session("slow", exponential(1.0, 1)),
         "fast": world.session("fast", exponential(0.5, 2)),
     }
-    settings = ServerConfig(latency_limit_ms=10, rounds=5, steps=7, queries=6000)
+    settings = ServerConfig(latency_limit_ms=10, rounds=3, steps=7, queries=3000)
     runs = measured(world, sessions, settings)
-    assert runs["slow"].images_per_s.estimate == pytest.approx(539.5, rel=0.12)
-    assert runs["fast"].images_per_s.estimate == pytest.approx(1539.5, rel=0.05)
-    assert runs["fast"].speedup.estimate == pytest.approx(1539.5 / 539.5, rel=0.12)
+    assert runs["slow"].images_per_s.estimate == pytest.approx(539.5, rel=0.15)
+    assert runs["fast"].images_per_s.estimate == pytest.approx(1539.5, rel=0.08)
+    assert runs["fast"].speedup.estimate == pytest.approx(1539.5 / 539.5, rel=0.2)
     for run in runs.values():
         assert run.met is True
         assert run.latency_ms["p99"].estimate <= 10
@@ -241,9 +241,9 @@ def test_an_overloaded_rate_is_not_kept_however_short_the_slot():
     """1 ms a query: above 1,000 per second the line only grows, and the slot has to show it."""
     world = World()
     runs = measured(
-        world, {"a": world.session("a", always(1.0))}, ServerConfig(latency_limit_ms=100, steps=8)
+        world, {"a": world.session("a", always(1.0))}, ServerConfig(40, rounds=3, steps=7)
     )
-    assert 900 < runs["a"].images_per_s.estimate < 1020
+    assert 850 < runs["a"].images_per_s.estimate < 1020
 
 
 def test_variants_are_interleaved_step_by_step_and_meet_the_same_arrivals():
