@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks.energy import find_energy_meter
 from deploy_tools.runtimes.base import usable_cores
 from deploy_tools.version import __version__
 
@@ -33,7 +34,8 @@ def describe_environment() -> dict[str, Any]:
     return {
         "cpu": _cpu(_read("/proc/cpuinfo")),
         "memory_bytes": _memory(_read("/proc/meminfo")),
-        "limits": _cgroup_limits(Path("/sys/fs/cgroup")),
+        "limits": _cgroup_limits(Path("/sys/fs/cgroup"), _read("/proc/self/cgroup")),
+        "energy": str(find_energy_meter()),
         "os": _operating_system(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": _versions(),
@@ -48,8 +50,22 @@ def _cpu(cpuinfo: str) -> dict[str, Any]:
         "architecture": platform.machine(),
         "cores_usable": usable_cores(),
         "cores_total": os.cpu_count(),
+        "cores_physical": _physical_cores(cpuinfo),
         "flags": [flag for flag in FLAGS if flag in flags],
     }
+
+
+def _physical_cores(cpuinfo: str) -> int | None:
+    """Return the number of cores, each of which may run several threads; None where unknown.
+
+    `cores_total` and `cores_usable` count threads, as the operating system does.
+    """
+    found = set()
+    for block in cpuinfo.split("\n\n"):
+        fields = dict(re.findall(r"^(physical id|core id)\s*:\s*(\d+)$", block, re.MULTILINE))
+        if len(fields) == 2:
+            found.add((fields["physical id"], fields["core id"]))
+    return len(found) or None
 
 
 def _memory(meminfo: str) -> int | None:
@@ -57,29 +73,52 @@ def _memory(meminfo: str) -> int | None:
     return int(found.group(1)) * 1024 if found else None
 
 
-def _cgroup_limits(root: Path) -> dict[str, Any]:
-    """Return the CPU and memory limits of the container, None where there is none.
+def _cgroup_limits(root: Path, own: str = "") -> dict[str, Any]:
+    """Return the least CPU and memory limits over this process, None where there is none.
 
-    Version 2 (cpu.max, memory.max) first, then version 1.
+    root: where cgroups are mounted. own: the text of /proc/self/cgroup, which names the groups
+    that this process is in; the limits of those above hold too. Version 2 (cpu.max, memory.max)
+    and version 1.
     """
-    cpus: float | None = None
-    quota = _read(root / "cpu.max").split()
-    if not quota:
-        quota = [
-            _read(root / "cpu" / "cpu.cfs_quota_us").strip(),
-            _read(root / "cpu" / "cpu.cfs_period_us").strip(),
-        ]
+    cpus = [_cpu_limit(folder) for folder in _groups(root, own, "cpu")]
+    memory = [_memory_limit(folder) for folder in _groups(root, own, "memory")]
+    return {
+        "cpus": min((limit for limit in cpus if limit is not None), default=None),
+        "memory_bytes": min((limit for limit in memory if limit is not None), default=None),
+    }
+
+
+def _groups(root: Path, own: str, controller: str) -> list[Path]:
+    """Return the folders of the groups that this process is in, the outermost first."""
+    folders = [root, root / controller]
+    for line in own.splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        base = root if not controllers else root / controller
+        if controllers and controller not in controllers.split(","):
+            continue
+        for part in path.strip("/").split("/"):
+            if part in ("", ".."):  # a group outside this container's view
+                break
+            base = base / part
+            folders.append(base)
+    return folders
+
+
+def _cpu_limit(folder: Path) -> float | None:
+    quota = _read(folder / "cpu.max").split() or [
+        _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
+    ]  # fmt: skip
     with contextlib.suppress(ValueError, ZeroDivisionError, IndexError):
         cpus = int(quota[0]) / int(quota[1])
-    memory: int | None = None
-    text = _read(root / "memory.max") or _read(root / "memory" / "memory.limit_in_bytes")
+        return cpus if cpus > 0 else None  # version 1 writes -1 where there is no limit
+    return None
+
+
+def _memory_limit(folder: Path) -> int | None:
     with contextlib.suppress(ValueError):
-        memory = int(text)
-    # Version 1 writes a huge number where there is no limit, and -1 for no CPU quota.
-    return {
-        "cpus": cpus if cpus is not None and cpus > 0 else None,
-        "memory_bytes": memory if memory is not None and memory < 1 << 60 else None,
-    }
+        found = int(_read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes"))
+        return found if found < 1 << 60 else None  # version 1 writes a huge number for none
+    return None
 
 
 def _operating_system() -> str:

@@ -4,6 +4,9 @@ Every round gives each model one short slot, in an order drawn anew, so that wha
 machine down for a while (another program, a hot CPU) meets all of them alike. Speedups are
 ratios within a round.
 
+"single-stream", "multi-stream" and "offline" send the next query when the last one is answered;
+"server" is `benchmarks.server`. Definitions: MLPerf Inference Rules, section "Scenarios".
+
 All models are loaded in one process, but only one runs at a time. Thread pools of the others
 may keep spinning after their last call (onnxruntime's for tens of milliseconds) and would take
 cores from the next one, so each slot first waits until the process is idle.
@@ -14,21 +17,17 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.energy import EnergyMeter, find_energy_meter
 from benchmarks.samples import SampleSet, Slot, write_samples
-from benchmarks.statistics import (
-    Interval,
-    median_interval,
-    paired_ratio_interval,
-    percentile_intervals,
-)
+from benchmarks.server import ServerBench, ServerConfig, Tools
+from benchmarks.speed_run import SpeedRun as SpeedRun
 from deploy_tools.errors import DeployToolsError, UserError, nearest
 from deploy_tools.runtimes import Session
 
@@ -36,23 +35,25 @@ Progress = Callable[[str, int, int], None]
 MakeBatch = Callable[[int], NDArray[Any]]
 """Gives so many images as a session takes them: float32 (N, C, H, W) or uint8 (N, H, W, C)."""
 
-SCENARIOS = ("single-stream", "offline")
-NOISY_SPREAD = 0.25
-"""Above this relative spread of the baseline's rounds, a run carries a note."""
+SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
+DEFAULT_SCENARIOS = ("single-stream", "offline")
 
 
 @dataclass(frozen=True)
 class SpeedConfig:
     """How to measure speed.
 
-    scenarios: "single-stream" is one image after the other, "offline" one batch after the other.
+    scenarios: "single-stream" is one image after the other, "multi-stream" one query of
+    `samples_per_query` images after the other, "offline" one batch after the other, "server"
+    images that arrive at random, as `server` says.
     batch: of offline. warmup: untimed calls of each model before the first round.
     settle: untimed calls at the start of each slot.
-    seconds_per_round, min_calls: a slot ends when both are reached.
-    seed: of the order within rounds and of the bootstrap.
+    rounds, seconds_per_round, min_calls: a slot ends when both of the latter are reached.
+    min_images: the least of offline, over all rounds.
+    seed: of the order within rounds, of arrivals and of the bootstrap.
     """
 
-    scenarios: tuple[str, ...] = SCENARIOS
+    scenarios: tuple[str, ...] = DEFAULT_SCENARIOS
     batch: int = 8
     warmup: int = 5
     settle: int = 2
@@ -60,6 +61,9 @@ class SpeedConfig:
     seconds_per_round: float = 0.15
     min_calls: int = 2
     seed: int = 0
+    samples_per_query: int = 8
+    min_images: int = 0
+    server: ServerConfig = field(default_factory=ServerConfig)
 
     def __post_init__(self) -> None:
         for scenario in self.scenarios:
@@ -75,6 +79,8 @@ class SpeedConfig:
             ("settle", 0),
             ("rounds", 3),
             ("min_calls", 1),
+            ("samples_per_query", 1),
+            ("min_images", 0),
         ):
             if getattr(self, key) < least:
                 raise UserError(f"{key} must be at least {least}, got {getattr(self, key)}.")
@@ -85,107 +91,12 @@ class SpeedConfig:
 
     def batch_of(self, scenario: str) -> int:
         """Return how many images one call of the scenario takes."""
-        return 1 if scenario == "single-stream" else self.batch
+        return {"offline": self.batch, "multi-stream": self.samples_per_query}.get(scenario, 1)
 
-
-@dataclass(frozen=True, eq=False)
-class SpeedRun:
-    """One variant in one scenario: the raw timings and the statistics derived from them."""
-
-    samples: SampleSet
-    baseline: SampleSet
-    """The baseline's timings in the same rounds."""
-    seed: int = 0
-
-    @property
-    def variant(self) -> str:
-        return self.samples.variant
-
-    @property
-    def scenario(self) -> str:
-        return self.samples.scenario
-
-    @property
-    def batch(self) -> int:
-        return self.samples.batch
-
-    @property
-    def sample_count(self) -> int:
-        """How many calls were timed."""
-        return sum(slot.calls for slot in self.samples.slots)
-
-    @cached_property
-    def latency_ms(self) -> dict[str, Interval]:
-        """Percentiles p50, p90 and p99 of a call, in milliseconds, over all rounds."""
-        rounds = [slot.latencies_ms for slot in self.samples.slots]
-        return dict(
-            zip(
-                ("p50", "p90", "p99"),
-                percentile_intervals(rounds, (50, 90, 99), self.seed),
-                strict=True,
-            )
-        )
-
-    @cached_property
-    def images_per_s(self) -> Interval:
-        """The median over rounds of images per second of wall time."""
-        return median_interval(_rates(self.samples), self.seed)
-
-    @cached_property
-    def speedup(self) -> Interval:
-        """The median over rounds of the ratio of images per second, variant over baseline."""
-        if self.samples is self.baseline:
-            return Interval(1.0, 1.0, 1.0)
-        return paired_ratio_interval(_rates(self.samples), _rates(self.baseline), self.seed)
-
-    @cached_property
-    def baseline_spread(self) -> float:
-        """How unsteady the machine was: (p90 - p10) / p50 of the baseline's rounds."""
-        low, middle, high = np.percentile(_rates(self.baseline), (10, 50, 90))
-        return float((high - low) / middle)
-
-    @property
-    def note(self) -> str:
-        """A warning where the machine was too unsteady for small differences, else ""."""
-        if self.baseline_spread <= NOISY_SPREAD:
-            return ""
-        return (
-            f"noisy: the baseline's images/s varied by {100 * self.baseline_spread:.0f} % "
-            "(p10 to p90) from round to round"
-        )
-
-    def to_dict(self, samples: str | None = None) -> dict[str, Any]:
-        """Return the values under report.json's names; samples: path of the raw timings."""
-        values: dict[str, Any] = {
-            "scenario": self.scenario,
-            "batch": self.batch,
-            "threads": self.samples.threads,
-            "streams": self.samples.streams,
-            "target_rate": None,
-            "latency_limit_ms": None,
-            "rounds": len(self.samples.slots),
-            "sample_count": self.sample_count,
-        }
-        for name, interval in self.latency_ms.items():
-            values[f"{name}_ms"] = interval.estimate
-            values[f"{name}_ms_ci95"] = interval.ends()
-        return values | {
-            "images_per_s": self.images_per_s.estimate,
-            "images_per_s_ci95": self.images_per_s.ends(),
-            "speedup": self.speedup.estimate,
-            "speedup_ci95": self.speedup.ends(),
-            "baseline_spread": self.baseline_spread,
-            "note": self.note,
-            "samples": samples,
-        }
-
-    def __str__(self) -> str:
-        p50, p99, ratio = self.latency_ms["p50"], self.latency_ms["p99"], self.speedup
-        return (
-            f"{self.variant} {self.scenario} batch {self.batch}: p50 {p50.estimate:.2f} ms, "
-            f"p99 {p99.estimate:.2f} ms, {self.images_per_s.estimate:.0f} images/s, "
-            f"{ratio.estimate:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
-        )
+    def least_calls(self, scenario: str) -> int:
+        """Return how many calls one slot of the scenario has at least."""
+        images = self.min_images if scenario == "offline" else 0
+        return max(self.min_calls, -(-images // (self.batch * self.rounds)))
 
 
 def measure_speed(
@@ -196,34 +107,36 @@ def measure_speed(
     progress: Progress | None = None,
     clock: Callable[[], int] = time.perf_counter_ns,
     wait: Callable[[], None] | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    meter: EnergyMeter | None = None,
 ) -> list[SpeedRun]:
     """Time every session in every scenario, interleaved; one SpeedRun for each pair.
 
-    sessions: by variant id; make_batch(n) gives n images as the sessions take them, the same for
-    all; a mapping has one for each variant, where some take pixels. baseline: the id that speedups are relative to. clock: nanoseconds; wait: runs
-    before each slot (default: until this process is idle).
+    sessions: by variant id; make_batch(n) gives what a call of n images takes, the same for all:
+    preprocessed images, or what `end_to_end.PathToLabel` takes; a mapping has one for each
+    variant, where some take pixels. baseline: the id that speedups are relative to. clock:
+    nanoseconds; wait: runs before each slot (default: until this process is idle); sleep: in
+    seconds; meter: of energy (default: this machine's).
     Raises UserError for an unknown baseline and for a session that cannot run such a batch.
     """
     if baseline not in sessions:
         raise UserError(f'the baseline "{baseline}" is not measured.', nearest(baseline, sessions))
     config = config or SpeedConfig()
+    tools = Tools(clock, sleep, wait or wait_until_idle, meter or find_energy_meter())
     generator = np.random.Generator(np.random.PCG64(config.seed))
     runs = []
     for scenario in config.scenarios:
         inputs = inputs_of(make_batch, sessions, config.batch_of(scenario))
         for variant, session in sessions.items():
             _warm_up(variant, session, inputs[variant], config.warmup)
-        slots: dict[str, list[Slot]] = {variant: [] for variant in sessions}
-        begin = clock()
-        for number in range(config.rounds):
-            for position, place in enumerate(generator.permutation(len(sessions))):
-                variant = list(sessions)[place]
-                (wait or wait_until_idle)()
-                starts, durations = _timed_calls(sessions[variant], inputs[variant], config, clock)
-                slots[variant].append(Slot(number, position, starts - begin, durations))
-            if progress is not None:
-                progress(f"speed, {scenario}", number + 1, config.rounds)
-        runs += _runs(sessions, slots, scenario, len(inputs[baseline]), baseline, config.seed)
+        if scenario == "server":
+            bench = ServerBench(
+                sessions, inputs, config.server, config.settle, config.seed, clock(), tools
+            )
+            slots = bench.slots(progress)
+        else:
+            slots = _closed_loop(sessions, inputs, scenario, config, generator, tools, progress)
+        runs += _runs(sessions, slots, scenario, len(inputs[baseline]), baseline, config)
     return runs
 
 
@@ -240,6 +153,33 @@ def inputs_of(
         if make not in made:
             made[make] = make(count)
     return {variant: made[make_batch[variant]] for variant in variants}
+
+
+def _closed_loop(
+    sessions: Mapping[str, Session],
+    inputs: Mapping[str, NDArray[Any]],
+    scenario: str,
+    config: SpeedConfig,
+    generator: np.random.Generator,
+    tools: Tools,
+    progress: Progress | None,
+) -> dict[str, list[Slot]]:
+    """One slot a round for each session, in which a call follows the last one at once."""
+    slots: dict[str, list[Slot]] = {variant: [] for variant in sessions}
+    begin = tools.clock()
+    for number in range(config.rounds):
+        for position, place in enumerate(generator.permutation(len(sessions))):
+            variant = list(sessions)[place]
+            tools.wait()
+            starts, durations, energy = _timed_calls(
+                sessions[variant], inputs[variant], config, config.least_calls(scenario), tools
+            )
+            slots[variant].append(
+                Slot(number, position, starts - begin, durations, energy_j=energy)
+            )
+        if progress is not None:
+            progress(f"speed, {scenario}", number + 1, config.rounds)
+    return slots
 
 
 def save_samples(runs: Sequence[SpeedRun], folder: Path) -> dict[str, Path]:
@@ -271,26 +211,28 @@ def _warm_up(variant: str, session: Session, inputs: NDArray[Any], calls: int) -
 
 
 def _timed_calls(
-    session: Session, inputs: NDArray[Any], config: SpeedConfig, clock: Callable[[], int]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the start and the duration, in nanoseconds, of each call of one slot."""
+    session: Session, inputs: NDArray[Any], config: SpeedConfig, least: int, tools: Tools
+) -> tuple[NDArray[np.int64], NDArray[np.int64], float | None]:
+    """Return each call's start and duration in one slot, in nanoseconds, and the slot's joules."""
     starts: list[int] = []
     ends: list[int] = []
-    collecting = gc.isenabled()
+    clock, collecting = tools.clock, gc.isenabled()
     gc.disable()  # a collection in the middle of a call would be billed to the model
     try:
         for _ in range(config.settle):
             session.run(inputs)
+        before = tools.meter.read()
         stop = clock() + round(config.seconds_per_round * 1e9)
-        while len(ends) < config.min_calls or ends[-1] < stop:
+        while len(ends) < least or ends[-1] < stop:
             starts.append(clock())
             session.run(inputs)
             ends.append(clock())
+        energy = tools.meter.joules(before, tools.meter.read())
     finally:
         if collecting:
             gc.enable()
     started = np.array(starts, np.int64)
-    return started, np.array(ends, np.int64) - started
+    return started, np.array(ends, np.int64) - started, energy
 
 
 def _runs(
@@ -299,8 +241,9 @@ def _runs(
     scenario: str,
     batch: int,
     baseline: str,
-    seed: int,
+    config: SpeedConfig,
 ) -> list[SpeedRun]:
+    server = config.server if scenario == "server" else None
     sets = {
         variant: SampleSet(
             variant=variant,
@@ -309,12 +252,10 @@ def _runs(
             threads=session.threads,
             streams=getattr(session, "streams", 1),
             slots=tuple(slots[variant]),
+            end_to_end=getattr(session, "end_to_end", False),
+            latency_limit_ms=server.latency_limit_ms if server else None,
+            target_rate=server.target_rate if server else None,
         )
         for variant, session in sessions.items()
     }
-    return [SpeedRun(samples, sets[baseline], seed) for samples in sets.values()]
-
-
-def _rates(samples: SampleSet) -> list[float]:
-    """Images per second of wall time, round by round."""
-    return [slot.calls * samples.batch / slot.wall_s for slot in samples.slots]
+    return [SpeedRun(samples, sets[baseline], config.seed) for samples in sets.values()]

@@ -40,7 +40,8 @@ __all__ = [
     "lock_text",
 ]
 
-SCENARIOS = ("single-stream", "offline")
+SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
+LENGTHS = ("quick", "full")
 CHOICES = ("stratified", "random", "list")
 
 
@@ -153,24 +154,44 @@ class DataTable:
 class SpeedTable:
     """[speed]: how throughput and latency are measured; an empty list of scenarios skips it.
 
-    batch: images a call in the offline scenario. rounds: interleaved rounds over all variants.
+    length: "quick", or "full" as MLPerf's; rounds, seconds: in place of the length's own.
+    batch: images a call in the offline scenario; samples_per_query: in the multi-stream one.
+    latency_limit_ms: of the server scenario, on p99; target_rate: measure at this many images per
+    second there instead of searching for the largest rate that keeps the limit.
     """
 
-    scenarios: tuple[str, ...] = SCENARIOS
+    scenarios: tuple[str, ...] = ("single-stream", "offline")
+    length: str = "quick"
     batch: int = 8
+    samples_per_query: int = 8
+    latency_limit_ms: float = 15.0
+    target_rate: float | None = None
     threads: int = 0
-    rounds: int = 12
-    seconds: float = 0.25
+    rounds: int | None = None
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         for scenario in self.scenarios:
             one_of("[speed] scenarios", scenario, SCENARIOS)
+        one_of("[speed] length", self.length, LENGTHS)
         if len(set(self.scenarios)) != len(self.scenarios):
             raise UserError("[speed] scenarios names one twice.")
-        if self.seconds > 3600:
-            raise UserError("[speed] seconds is the length of one slot: at most 3600.")
-        if self.batch < 1 or self.rounds < 3 or self.seconds <= 0 or self.threads < 0:
-            raise UserError("[speed] needs batch >= 1, rounds >= 3, seconds > 0 and threads >= 0.")
+        if self.seconds is not None and not 0 < self.seconds <= 3600:
+            raise UserError("[speed] seconds is the length of one slot: above 0, at most 3600.")
+        if self.rounds is not None and self.rounds < 3:
+            raise UserError("[speed] needs rounds >= 3.")
+        if self.batch < 1 or self.samples_per_query < 1 or self.threads < 0:
+            raise UserError("[speed] needs batch >= 1, samples_per_query >= 1 and threads >= 0.")
+        if not 0 < self.latency_limit_ms <= 3_600_000:
+            raise UserError("[speed] latency_limit_ms must lie above 0, and at most 3600000.")
+        if self.target_rate is not None and not 0 < self.target_rate <= 1e6:
+            raise UserError("[speed] target_rate must lie above 0, and at most 1000000.")
+
+    @property
+    def batches(self) -> dict[str, int]:
+        """How many images a call takes, by scenario."""
+        sizes = {"offline": self.batch, "multi-stream": self.samples_per_query}
+        return {scenario: sizes.get(scenario, 1) for scenario in self.scenarios}
 
 
 @dataclass(frozen=True)

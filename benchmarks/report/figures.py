@@ -54,12 +54,12 @@ def _accuracy(report: Report, colors: Mapping[str, str]) -> str:
     baseline = next((v for v in variants if v["id"] == report["baseline"]), None)
     if baseline is None:
         return ""
-    for scenario in ("offline", "single-stream", "multi-stream"):
+    for scenario in ("offline", "single-stream", "multi-stream", "server"):
         points = [
             _point(variant, run, baseline)
             for variant in variants
             for run in [run_of(variant, scenario)]
-            if run is not None
+            if run is not None and run["images_per_s"] is not None
         ]
         if len(points) > 1:
             svg = accuracy_plot(points, colors, 100 * baseline["accuracy"]["top1"])
@@ -89,21 +89,23 @@ def _point(
 
 
 def _latency(report: Report, folder: Path, colors: Mapping[str, str]) -> str:
-    found: dict[tuple[str, int], dict[str, NDArray[np.float64]]] = {}
+    found: dict[tuple[str, int, bool], dict[str, NDArray[np.float64]]] = {}
     for variant in ordered(report):
         for path in sorted({run["samples"] for run in variant["speed"].get("runs", [])} - {None}):
             if not (folder / path).is_file():
                 continue
             for samples in read_samples(folder / path):
-                rows = found.setdefault((samples.scenario, samples.batch), {})
+                rows = found.setdefault((samples.scenario, samples.batch, samples.end_to_end), {})
                 rows[variant["id"]] = samples.latencies_ms()
     plots = [
         _figure(
-            latency_plot(rows, colors, f"latency-{scenario}-{batch}"),
-            f"{scenario}, batch {batch}: the time of one call. Ticks: p50, p90, p99.",
+            latency_plot(rows, colors, f"latency-{scenario}-{batch}{'-files' if files else ''}"),
+            f"{scenario}{', end to end' if files else ''}, batch {batch}: the time of one "
+            f"{'query from its arrival on' if scenario == 'server' else 'call'}. "
+            "Ticks: p50, p90, p99.",
             "wide",
         )
-        for (scenario, batch), rows in found.items()
+        for (scenario, batch, files), rows in found.items()
     ]
     return f"<h2>Latency distributions</h2>{''.join(plots)}" if plots else ""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.report.facts import Facts, headline, sections, title
 from benchmarks.report.figures import figures
+from benchmarks.report.scenarios import LEGEND, scenario_rows
 from benchmarks.report.table import not_done, notes, ordered, summary_rows
 from deploy_tools.errors import MissingDependencyError
 
@@ -38,6 +39,7 @@ def html_from_report(report: Mapping[str, Any], folder: Path) -> str:
             _headline(report),
             _summary(report),
             f"<p><small>{escape(_LEGEND)}</small></p>",
+            _scenarios(report),
             _list("Not done", [_not_done_line(*item) for item in not_done(report)]),
             _list("Notes", [f"<b>{escape(v)}</b>: {escape(n)}" for v, n in notes(report)]),
             plots,
@@ -76,6 +78,19 @@ def _summary(report: Mapping[str, Any]) -> str:
     return (
         f'<div class="scroll"><table class="summary"><thead><tr>{head}</tr></thead>'
         f"<tbody>\n{chr(10).join(body)}\n</tbody></table></div>"
+    )
+
+
+def _scenarios(report: Mapping[str, Any]) -> str:
+    headers, rows = scenario_rows(report)
+    if not rows:
+        return ""
+    head = "".join(f"<th>{_lines(cell)}</th>" for cell in headers)
+    body = [f"<tr>{''.join(f'<td>{_lines(cell)}</td>' for cell in row)}</tr>" for row in rows]
+    return (
+        '<h2>Other scenarios</h2><div class="scroll"><table class="summary">'
+        f"<thead><tr>{head}</tr></thead><tbody>\n{chr(10).join(body)}\n</tbody></table></div>"
+        f"<p><small>{escape(LEGEND)}</small></p>"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.report.facts import headline, title
 from benchmarks.report.facts import sections as fact_sections
+from benchmarks.report.scenarios import LEGEND, scenario_rows
 from benchmarks.report.table import not_done, notes, summary_rows
 
 
@@ -22,6 +23,9 @@ def markdown_from_report(report: Mapping[str, Any]) -> str:
         "interval). Speedup: median over interleaved rounds of the ratio to the baseline "
         "(bootstrap interval). p50 and p99 are percentiles of the time of one call."
     )
+    headers, rows = scenario_rows(report)
+    if rows:
+        parts += ["## Other scenarios", _table(headers, rows), LEGEND]
     if lines := [
         f"- `{v}` {stage} {status}: {_cell(why)}" for v, stage, status, why in not_done(report)
     ]:

@@ -52,9 +52,14 @@ def ordered(report: Report) -> list[Mapping[str, Any]]:
 
 
 def run_of(variant: Mapping[str, Any], scenario: str) -> Mapping[str, Any] | None:
-    """Return the variant's first run in a scenario, None where there is none."""
+    """Return the variant's first run in a scenario, None where there is none.
+
+    Runs from image file to label are left out: their times hold more than the model's.
+    """
     runs: Sequence[Mapping[str, Any]] = variant["speed"].get("runs", [])
-    return next((run for run in runs if run["scenario"] == scenario), None)
+    return next(
+        (run for run in runs if run["scenario"] == scenario and not run.get("end_to_end")), None
+    )
 
 
 def runs_on(variant: Mapping[str, Any]) -> str:
@@ -103,10 +108,10 @@ def _row(variant: Mapping[str, Any], baseline: str) -> list[str]:
         f"{variant['id']}\n{runs_on(variant)}",
         DASH if size is None else f"{size / 1e6:.2f}" if size < 1e7 else f"{size / 1e6:.1f}",
         *_accuracy_cells(variant["accuracy"], is_baseline),
-        DASH if single is None else _short(single["p50_ms"]),
-        DASH if single is None else _short(single["p99_ms"]),
+        DASH if single is None else short(single["p50_ms"]),
+        DASH if single is None else short(single["p99_ms"]),
         _speedup(single, is_baseline),
-        DASH if offline is None else f"{_short(offline['images_per_s'])}",
+        DASH if offline is None else f"{short(offline['images_per_s'])}",
         _speedup(offline, is_baseline),
         _status(variant),
     ]
@@ -154,7 +159,7 @@ def _offline_batch(report: Report) -> str:
     return "/".join(batches) or "n"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Three significant digits or more, without an exponent."""
     if value >= 1000:
         return f"{value:,.0f}"

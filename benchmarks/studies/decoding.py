@@ -88,14 +88,14 @@ def _torchvision() -> Way:
         transforms.Resize(232), transforms.CenterCrop(224), transforms.ToTensor(),
         transforms.Normalize(SPEC.mean, SPEC.std),
     ])  # fmt: skip
-    return lambda path: chain(Image.open(path).convert("RGB"))  # type: ignore[no-any-return]
+    return lambda path: chain(Image.open(path).convert("RGB"))
 
 
 def _torchvision_io() -> Way:
     io = require("torchvision.io", "torch", "the study")
     v2 = require("torchvision.transforms.v2", "torch", "the study")
     chain = v2.Compose([v2.Resize(232, antialias=True), v2.CenterCrop(224)])
-    return lambda path: chain(io.decode_image(str(path), mode="RGB")).numpy()  # type: ignore[no-any-return]
+    return lambda path: chain(io.decode_image(str(path), mode="RGB")).numpy()
 
 
 def _simplejpeg(package: Any) -> Way:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from deploy_tools.cli.common import (
     PathType,
@@ -20,6 +19,13 @@ from deploy_tools.cli.common import (
     progress_bar,
 )
 from deploy_tools.cli.model import OpenedModel, engine_options, opened_model, refuse_idle_options
+from deploy_tools.cli.scenarios import (
+    chosen_config,
+    print_runs,
+    ratio_text,
+    refuse_idle_scenario_options,
+    scenario_options,
+)
 from deploy_tools.cli.show import print_table, say_session
 from deploy_tools.data import open_source
 from deploy_tools.data.source import ImageSource, SubsetSource, batches
@@ -30,7 +36,6 @@ from deploy_tools.runtimes import RUNTIMES, RuntimeConfig
 if TYPE_CHECKING:
     from benchmarks.gpu_speed import GpuRun, GpuSpeedConfig
     from benchmarks.speed import MakeBatch, SpeedConfig, SpeedRun
-    from benchmarks.statistics import Interval
 
 _PROVIDER = click.option("--provider", type=click.Choice(list(RUNTIMES)), default="onnxruntime", show_default=True, help="Runtime of the ONNX files; an engine has its own.")  # fmt: skip
 _PRECISION = click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Of ONNX files, and parts of them, that are not quantized.")  # fmt: skip
@@ -110,26 +115,7 @@ def accuracy(
 
 @command.command("speed")
 @click.argument("models", nargs=-1, required=True, type=PathType)
-@click.option(
-    "--scenario",
-    "scenarios",
-    multiple=True,
-    type=click.Choice(["single-stream", "offline"]),
-    help="One image or one batch after the other; repeatable. Default: both.",
-)
-@click.option(
-    "--batch", type=click.IntRange(1), default=8, show_default=True, help="Of the offline scenario."
-)
-@click.option(
-    "--rounds", type=click.IntRange(3), default=12, show_default=True, help="Interleaved rounds."
-)
-@click.option(
-    "--seconds",
-    type=click.FloatRange(0.01),
-    default=0.25,
-    show_default=True,
-    help="Of one file in one round.",
-)
+@scenario_options
 @click.option(
     "--seed",
     type=click.IntRange(0),
@@ -147,9 +133,14 @@ def accuracy(
 def speed(
     models: tuple[Path, ...],
     scenarios: tuple[str, ...],
+    length: str,
     batch: int,
-    rounds: int,
-    seconds: float,
+    samples_per_query: int,
+    latency_limit: float,
+    target_rate: float | None,
+    rounds: int | None,
+    seconds: float | None,
+    end_to_end: bool,
     seed: int,
     source: str,
     data: Path | None,
@@ -167,21 +158,26 @@ def speed(
     """Latency, images/s and speedup of MODELS, interleaved in one process, on real images.
 
     Engines are also timed on the GPU's own clock, without and with the copies of their data.
+    Scenarios are those of MLPerf inference; docs/reports.md says what each one does.
 
     \b
     Examples:
       deploy-tools bench speed out/fp32.onnx out/int8-static-ort.onnx --source fashion-mnist
       deploy-tools bench speed out/fp16.engine out/int8.engine --source fashion-mnist -o out
     """  # fmt: skip
-    from benchmarks.speed import SCENARIOS, SpeedConfig, measure_speed
+    from benchmarks.end_to_end import PathToLabel, require_files, rows_of
+    from benchmarks.energy import find_energy_meter
+    from benchmarks.speed import measure_speed
 
     if len(set(models)) != len(models):
         raise UserError("a file is given twice.")
     refuse_idle_options(models)
-    chosen = tuple(name for name in SCENARIOS if name in (scenarios or SCENARIOS))
-    _refuse_idle_batch(chosen)
+    config = chosen_config(
+        length, scenarios, batch, samples_per_query, latency_limit, target_rate, rounds, seconds,
+        seed,
+    )  # fmt: skip
+    refuse_idle_scenario_options(config.scenarios)
     runtime = RuntimeConfig(provider, threads, precision, memory=memory, cuda_graph=cuda_graph)
-    config = SpeedConfig(chosen, batch=batch, rounds=rounds, seconds_per_round=seconds, seed=seed)
     with ExitStack() as stack:
         opened: dict[str, OpenedModel] = {}
         for model in models:
@@ -189,17 +185,28 @@ def speed(
             _require_batches(opened[str(model)], config)
             say_session(model, opened[str(model)].session, verbose)
         loaded = open_source(source, data, split)
+        if end_to_end:
+            require_files(loaded)
         images = _images(opened, loaded)
         sessions = {name: found.session for name, found in opened.items()}
+        timed: dict[str, Any] = sessions if not end_to_end else {
+            name: PathToLabel(found.session, found.spec, loaded) for name, found in opened.items()
+        }  # fmt: skip
+        meter = find_energy_meter()
         with progress_bar(quiet) as progress:
-            runs = measure_speed(sessions, images, str(models[0]), config, progress)
+            runs = measure_speed(
+                timed, rows_of if end_to_end else images, str(models[0]), config, progress,
+                meter=meter,
+            )  # fmt: skip
             gpu_runs, gpu_config = _measure_engines(opened, images, config, progress)
     kept = _keep(runs, gpu_runs, gpu_config, out) if out is not None else {}
     precisions = {name: session.precision for name, session in sessions.items()}
     if as_json:
-        _print_speed_json(runs, gpu_runs, precisions, kept)
+        _print_speed_json(runs, gpu_runs, precisions, kept, str(meter))
     else:
-        _print_speed(runs, gpu_runs, precisions)
+        print_runs(runs, precisions, meter)
+        if gpu_runs:
+            _print_gpu(gpu_runs)
 
 
 def _images(opened: Mapping[str, OpenedModel], source: ImageSource) -> dict[str, MakeBatch]:
@@ -216,12 +223,6 @@ def _images(opened: Mapping[str, OpenedModel], source: ImageSource) -> dict[str,
     makers = {pixels: maker(pixels) for pixels in (False, True)}
     specs = {name: model.known_spec for name, model in opened.items()}
     return {name: makers[spec is not None and spec.takes_pixels] for name, spec in specs.items()}
-
-
-def _refuse_idle_batch(scenarios: Sequence[str]) -> None:
-    given = click.get_current_context().get_parameter_source("batch") == ParameterSource.COMMANDLINE
-    if given and "offline" not in scenarios:
-        raise click.UsageError("--batch has no effect here: it goes with --scenario offline.")
 
 
 def _require_batches(opened: OpenedModel, config: SpeedConfig) -> None:
@@ -286,6 +287,7 @@ def _print_speed_json(
     gpu_runs: Sequence[GpuRun],
     precisions: Mapping[str, str],
     kept: Mapping[str, str],
+    energy: str,
 ) -> None:
     def entry(run: SpeedRun | GpuRun, samples: str | None) -> dict[str, Any]:
         said = {"model": run.variant, "runs_in": precisions[run.variant]}
@@ -293,30 +295,13 @@ def _print_speed_json(
 
     value: dict[str, Any] = {
         "baseline": runs[0].variant,
+        "energy": energy,
         "runs": [entry(run, kept.get(run.variant)) for run in runs],
     }
     if gpu_runs:
         value["gpu_baseline"] = gpu_runs[0].variant
         value["gpu_runs"] = [entry(run, kept.get(f"gpu {run.variant}")) for run in gpu_runs]
     print_json(value)
-
-
-def _print_speed(
-    runs: Sequence[SpeedRun], gpu_runs: Sequence[GpuRun], precisions: Mapping[str, str]
-) -> None:
-    headers = ["model", "runs in", "scenario", "batch", "p50 ms", "p99 ms", "images/s", "speedup [95 %]"]  # fmt: skip
-    rows = [
-        [
-            run.variant, precisions[run.variant], run.scenario, str(run.batch), f"{run.latency_ms['p50'].estimate:.2f}",
-            f"{run.latency_ms['p99'].estimate:.2f}", f"{run.images_per_s.estimate:.0f}", _ratio(run.speedup),
-        ]
-        for run in runs
-    ]  # fmt: skip
-    print_table(headers, rows)
-    for note in {run.note for run in runs if run.note}:
-        click.echo(note)
-    if gpu_runs:
-        _print_gpu(gpu_runs)
 
 
 def _print_gpu(runs: Sequence[GpuRun]) -> None:
@@ -330,7 +315,7 @@ def _print_gpu(runs: Sequence[GpuRun]) -> None:
         times = [found[name].estimate for found in (compute, copies) for name in ("p50", "p99")]
         rate = run.images_per_s["compute"].estimate
         rows.append(
-            [run.variant, str(run.batch), "yes" if run.cuda_graph else "no", *(f"{time:.4f}" for time in times), f"{rate:.0f}", _ratio(run.speedup["compute"])]
+            [run.variant, str(run.batch), "yes" if run.cuda_graph else "no", *(f"{time:.4f}" for time in times), f"{rate:.0f}", ratio_text(run.speedup["compute"])]
         )  # fmt: skip
     print_table(headers, rows)
     for note in dict.fromkeys(run.note for run in runs if run.note):
@@ -338,7 +323,3 @@ def _print_gpu(runs: Sequence[GpuRun]) -> None:
     for when, state in (("before", runs[0].states[0]), ("after", runs[-1].states[-1])):
         said = ", ".join(f"{key} {value}" for key, value in state.items() if value is not None)
         click.echo(f"GPU {when}: {said or 'its clocks and temperature cannot be read here'}")
-
-
-def _ratio(speedup: Interval) -> str:
-    return f"{speedup.estimate:.2f} [{speedup.low:.2f}, {speedup.high:.2f}]"

@@ -48,7 +48,7 @@ target = "openvino"
 # batch = {{ min = 1, opt = 8, max = 32 }}
 
 [speed]
-scenarios = ["single-stream", "offline"]
+scenarios = ["single-stream", "offline"]   # also "multi-stream", "server"
 batch = 8                          # of the offline scenario
 
 [budget]

@@ -20,10 +20,14 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     """Print the report's one table, what was skipped or failed, and where the reports are."""
     from benchmarks.report import summary_rows
     from benchmarks.report.facts import headline
+    from benchmarks.report.scenarios import scenario_rows
     from benchmarks.report.table import not_done, notes
 
     console = _console()
     print_table(*summary_rows(report, console.width), console)
+    headers, rows = scenario_rows(report)
+    if rows:
+        print_table(headers, rows, console)
     if text := headline(report):
         click.echo(text)
     for variant, stage, status, reason in not_done(report):

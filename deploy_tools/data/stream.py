@@ -7,7 +7,7 @@ processes, no second interpreter.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -30,7 +30,7 @@ class Outcome(Generic[T]):
 
 def in_order(
     paths: Iterable[Path], make: Callable[[Path], T], workers: int, ahead: int
-) -> Iterator[Outcome[T]]:
+) -> Generator[Outcome[T], None, None]:
     """Yield make(path) for each path, in the order of the paths.
 
     At most `ahead` results exist that were not taken yet, and `paths` is read no further than

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks.accuracy import accuracy_from_predictions
 from benchmarks.environment import describe_environment
+from benchmarks.lengths import speed_config
 from benchmarks.memory import peak_rss_of_model
 from benchmarks.predictions import Predictions, predictions_from_images
 from benchmarks.samples import read_samples
@@ -144,13 +145,13 @@ def _speed(run: Run, data: str) -> None:
     timed = [o for o in run.outcomes if o.ok("speed")]
     if not timed:
         return
-    config = SpeedConfig(
-        scenarios=table.scenarios, batch=table.batch, rounds=table.rounds,
-        seconds_per_round=table.seconds,
+    config = speed_config(
+        table.length, scenarios=table.scenarios, batch=table.batch,
+        samples_per_query=table.samples_per_query, latency_limit_ms=table.latency_limit_ms,
+        target_rate=table.target_rate, rounds=table.rounds, seconds=table.seconds,
     )  # fmt: skip
     settings = {
-        "scenarios": list(table.scenarios), "batch": table.batch, "threads": table.threads,
-        "rounds": table.rounds, "seconds": table.seconds,
+        "measurement": asdict(config), "threads": table.threads,
         "machine": {o.variant.runtime: _machine(o.variant.runtime) for o in timed},
         "variants": {o.variant.id: [o.variant.runtime, o.variant.runtime_precision] for o in timed},
     }  # fmt: skip
@@ -181,9 +182,8 @@ def _timed(
 def _open_and_try(run: Run, outcome: Outcome, sessions: dict[str, Session]) -> None:
     """Add the variant's session once it has run a batch: one that cannot stops no other."""
     session = open_variant(run, outcome)
-    speed = run.recipe.speed
     try:
-        for batch in {1, speed.batch if "offline" in speed.scenarios else 1}:
+        for batch in sorted({1, *run.recipe.speed.batches.values()}):
             session.run(_images(run, run.spec_of(outcome.variant), batch))
     except BaseException:
         session.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -56,7 +56,7 @@ class Prediction:
 
 def predict_files(
     session: Session, spec: InputSpec, paths: Iterable[Path], config: PredictConfig
-) -> Iterator[Prediction]:
+) -> Generator[Prediction, None, None]:
     """Yield one Prediction a path, in their order, as batches are done.
 
     Decoding runs in threads, at most two batches ahead of the model. A file that cannot be

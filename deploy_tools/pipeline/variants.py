@@ -96,12 +96,12 @@ def _engine(table: VariantTable, recipe: Recipe) -> Variant:
     batch = table.batch or BatchTable()
     kind = "int8-qat" if table.method == "qat" else table.precision
     name = table.id or f"{kind}-{table.target}"
-    largest = recipe.speed.batch if "offline" in recipe.speed.scenarios else 1
+    largest = max(recipe.speed.batches.values(), default=1)
     if batch.min != 1 or batch.max < largest:
         raise UserError(
             f'the engine of variant "{name}" takes batches {batch.min} to {batch.max}, and a run '
             f"gives it 1{f' and {largest}' if largest > 1 else ''}.",
-            "Change batch of the variant, or [speed] batch.",
+            "Change batch of the variant, or [speed] batch and samples_per_query.",
         )
     return Variant(
         name, table.precision, table.method or "none", table.target, table.target, f"{name}.onnx",

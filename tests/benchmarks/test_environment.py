@@ -49,6 +49,32 @@ def test_cgroup_limits_of_both_versions(tmp_path):
     assert environment._cgroup_limits(first)["cpus"] == 2.0
 
 
+def test_limits_of_the_groups_that_the_process_is_in_count_too(tmp_path):
+    """systemd and containers nest groups: the least limit on the way down holds."""
+    inner = tmp_path / "a.slice" / "b.scope"
+    inner.mkdir(parents=True)
+    own = "0::/a.slice/b.scope\n"
+    (inner / "cpu.max").write_text("max 100000\n")
+    (inner.parent / "cpu.max").write_text("300000 100000\n")
+    (inner / "memory.max").write_text("1000000\n")
+    (inner.parent / "memory.max").write_text("2000000\n")
+    assert environment._cgroup_limits(tmp_path, own) == {"cpus": 3.0, "memory_bytes": 10**6}
+    assert environment._cgroup_limits(tmp_path, "0::/\n")["cpus"] is None
+    assert environment._cgroup_limits(tmp_path, "0::/../other\n")["cpus"] is None
+    first = tmp_path / "memory" / "jobs" / "mine"
+    first.mkdir(parents=True)
+    (first / "memory.limit_in_bytes").write_text("500000\n")
+    text = "4:memory:/jobs/mine\n1:cpu,cpuacct:/\n0::/\n"
+    assert environment._cgroup_limits(tmp_path, text)["memory_bytes"] == 500_000
+
+
+def test_cores_are_told_from_threads():
+    block = "processor\t: {}\nphysical id\t: 0\ncore id\t\t: {}\n"
+    four = "\n".join(block.format(i, i // 2) for i in range(4))
+    assert environment._physical_cores(four) == 2
+    assert environment._physical_cores(ARM) is None
+
+
 def test_memory_is_in_bytes():
     assert environment._memory("MemTotal:       1024 kB\nMemFree: 1 kB\n") == 1024 * 1024
     assert environment._memory("") is None

@@ -225,7 +225,12 @@ def test_mistakes_are_named(tmp_path: Path, old: str, new: str, words: list[str]
     [
         ("data.evaluation.images=some", '"all"'),
         ("data.evaluation.images=0", "at least 1"),
-        ("speed.scenarios=['server']", 'scenarios "server"'),
+        ("speed.scenarios=['serve']", 'scenarios "serve"'),
+        ("speed.length=long", 'length "long"'),
+        ("speed.latency_limit_ms=0", "latency_limit_ms"),
+        ("speed.target_rate=-1", "target_rate"),
+        ("speed.samples_per_query=0", "samples_per_query >= 1"),
+        ("speed.seconds=0", "above 0"),
         ("speed.rounds=2", "rounds >= 3"),
         ("speed.seconds=nan", "finite"),
         ("speed.threads=-1", "threads >= 0"),
@@ -385,3 +390,16 @@ def test_wrong_corrections_and_qat_settings_are_refused(
     tmp_path: Path, change: tuple[str, str], message: str
 ) -> None:
     assert message in problem(tmp_path, FULL + QAT.replace(*change))
+
+
+def test_every_scenario_can_be_asked_for(small: Path) -> None:
+    speed = load_recipe(
+        small,
+        [
+            "speed.scenarios=['single-stream', 'multi-stream', 'server', 'offline']",
+            "speed.samples_per_query=4", "speed.batch=16", "speed.latency_limit_ms=40",
+            "speed.length=full",
+        ],
+    ).speed  # fmt: skip
+    assert speed.batches == {"single-stream": 1, "multi-stream": 4, "server": 1, "offline": 16}
+    assert (speed.length, speed.latency_limit_ms, speed.rounds) == ("full", 40.0, None)

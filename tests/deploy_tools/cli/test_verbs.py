@@ -198,3 +198,40 @@ def _few_images(folder: Path) -> None:
     images = np.stack([source.load(i) for i in range(200)])
     folder.mkdir()
     np.savez(folder / "train.npz", images=images, labels=source.labels[:200])
+
+
+def test_bench_speed_takes_every_scenario(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    model = str(folder / "fp32.onnx")
+    args = ["bench", "speed", model, "--source", "fashion-mnist", "--rounds", "3", "--seconds", "0.01", "-q"]  # fmt: skip
+    chosen = ["--scenario", "server", "--scenario", "multi-stream", "--samples-per-query", "3", "--latency-limit", "4"]  # fmt: skip
+    assert main([*args, *chosen, "--target-rate", "200", "--json", "-o", str(tmp_path)]) == 0
+    multi, server = json_of(capsys)["runs"]
+    assert (multi["scenario"], multi["batch"], multi["latency_limit_ms"]) == (
+        "multi-stream",
+        3,
+        None,
+    )
+    assert (server["scenario"], server["batch"], server["target_rate"]) == ("server", 1, 200.0)
+    assert server["latency_limit_ms"] == 4.0
+    assert server["speedup"] is None
+    assert server["sample_count"] == 3 * 100
+    assert Path(server["samples"]).is_file()
+    assert main([*args, *chosen, "--target-rate", "200"]) == 0
+    text = capsys.readouterr().out
+    assert "multi-stream" in text
+    assert "Energy " in text
+
+
+def test_bench_speed_refuses_options_without_effect(folder: Path, capsys: Capture) -> None:
+    args = ["bench", "speed", str(folder / "fp32.onnx"), "--source", "fashion-mnist"]
+    for option, scenario in (
+        ("--latency-limit", "server"), ("--target-rate", "server"),
+        ("--samples-per-query", "multi-stream"),
+    ):  # fmt: skip
+        assert main([*args, option, "5"]) == 2
+        assert (
+            f"{option} has no effect here: it goes with --scenario {scenario}"
+            in capsys.readouterr().err
+        )
+    assert main([*args, "--end-to-end"]) == 2
+    assert "no files to decode" in capsys.readouterr().err
