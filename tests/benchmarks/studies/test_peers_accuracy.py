@@ -239,3 +239,19 @@ def test_spread_over_the_seeds():
     assert row["drop_pp"] == pytest.approx(0.1)
     assert row["worst_p"] == 0.5
     assert mean_sqnr([accuracy(30.0), accuracy(33.0)]) == 31.5
+
+
+def test_an_interrupted_run_is_kept_beside_its_results(subject, monkeypatch, tmp_path):
+    monkeypatch.setattr(study, "rows", lambda: (PEER,))
+    subject.baseline = type("B", (), {"__len__": lambda self: 100, "correct": subject.baseline.correct})()  # fmt: skip
+    done = study._done_rows(CASE, tmp_path, 0, (), False)
+    monkeypatch.setattr(study, "run_row", lambda row, *rest: [Found(row, "onnxruntime", reason="no")])  # fmt: skip
+    results = Results(False, lambda line: None)
+    study._one_model(results, CASE, subject, 0, (), None, done)
+    monkeypatch.setattr(study, "run_row", lambda *_: pytest.fail("it was done"))
+    again = Results(False, lambda line: None)
+    resumed = study._done_rows(CASE, tmp_path, 0, (), False)
+    study._one_model(again, CASE, subject, 0, (), None, resumed)
+    assert again.rows == results.rows
+    assert (tmp_path / "peers_accuracy-some.done.jsonl").is_file()
+    assert study._done_rows(CASE, tmp_path, 1, (), False).found(PEER) is None
