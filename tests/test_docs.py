@@ -92,3 +92,12 @@ def test_the_readmes_table_is_the_kept_result() -> None:
             if f"| {100 * variant['accuracy']['top1']:.2f} |" in line and f"{run['images_per_s']:,.0f}" in line
         )  # fmt: skip
         assert f"{run['speedup']:.2f}x" in row or variant["id"] == report["baseline"]
+
+
+def test_the_page_of_peers_is_what_the_kept_results_say() -> None:
+    from benchmarks.studies.peers_table import table
+
+    files = sorted((ROOT / "benchmarks/results").glob("peers_accuracy-*.json"))
+    kept = [json.loads(file.read_text("utf-8")) for file in files]
+    page = (ROOT / "docs/peers.md").read_text("utf-8")
+    assert page.partition("\n### ")[2] == table(kept, best=True).removeprefix("### ")

@@ -11,7 +11,8 @@ run has a row with the reason. `pip install 'deploy-tools[peers]'` installs the 
 
 The claims hold our default row against the best row of all other tools, which is chosen after
 the fact, on the evaluation images, and so flatters them. Rows whose convolutions stay in float
-are shown and not compared with. With --keep each model's results are written as they are done;
+are shown and not compared with. With --keep each model's results are written as they are done,
+and a run that was interrupted goes on with the row it was at;
 `python -m benchmarks.studies.peers_table FILE...` makes one table of them.
 """
 
@@ -33,6 +34,7 @@ from benchmarks.peers.sessions import open_peer
 from benchmarks.peers.worker import reason_of, short
 from benchmarks.studies.base import Results, run_study, study_object
 from benchmarks.studies.peers_claims import Found, claim_all
+from benchmarks.studies.peers_resume import DoneRows
 from benchmarks.studies.peers_rows import FEW, FEW_IMAGES, HARD, PLAIN, Row, rows
 from benchmarks.studies.subject import Case, Subject, cases, prepare_subject, shipped_case, spread
 from deploy_tools.artifacts import write_json
@@ -61,7 +63,8 @@ def study(
         own = Results(results.quick, results.say)
         with tempfile.TemporaryDirectory() as folder:
             subject = _prepare(Path(folder), case, data, results.quick)
-            _one_model(own, case, subject, seeds, settings, modelopt)
+            done = _done_rows(case, keep, seeds, settings, results.quick)
+            _one_model(own, case, subject, seeds, settings, modelopt, done)
         results.rows += own.rows
         results.claims += own.claims
         if keep is not None:
@@ -72,6 +75,14 @@ def study(
             write_json(
                 keep / f"peers_accuracy-{case.name}{part}.json", command | kept | _versions()
             )
+        done.close()
+
+
+def _done_rows(
+    case: Case, keep: Path | None, seeds: int, settings: tuple[str, ...], quick: bool
+) -> DoneRows:
+    path = None if keep is None else keep / f"peers_accuracy-{case.name}.done.jsonl"
+    return DoneRows(path, {"command": _command(case.name, seeds, settings, quick)} | _versions())
 
 
 def _command(model: str, seeds: int, settings: tuple[str, ...], quick: bool) -> str:
@@ -109,6 +120,7 @@ def _one_model(
     seeds: int,
     settings: tuple[str, ...],
     modelopt: Path | None,
+    done: DoneRows,
 ) -> None:
     correct = int(subject.baseline.correct.sum())
     results.row(model=case.name, tool="fp32", images=len(subject.baseline), correct=correct)
@@ -116,7 +128,10 @@ def _one_model(
     for row in rows():
         if row.setting in (settings or (PLAIN, *HARD)) and (row.quick or not results.quick):
             limit = 1 if results.quick else seeds or (SEEDS if row.setting == PLAIN else HARD_SEEDS)
-            found = run_row(row, case, subject, min(limit, row.seeds or limit), modelopt)
+            found = done.found(row)
+            if found is None:
+                found = run_row(row, case, subject, min(limit, row.seeds or limit), modelopt)
+                done.add(row, found)
             for each in found:
                 results.row(model=case.name, **values_of(each))
             everything += found

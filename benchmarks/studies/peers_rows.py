@@ -18,6 +18,8 @@ HARD = (FEW, PER_TENSOR, S8S8, TENSORRT)
 """Settings that cost more: few calibration images, one weight scale a tensor, signed grids; the
 last is what TensorRT takes."""
 FEW_IMAGES = 32
+DEFAULT_METHODS = (DEFAULT, FREE, f"{DEFAULT}, for arm", f"{DEFAULT}, for tensorrt")
+"""The methods of our rows that choose nothing by hand."""
 _ONNX = ("onnxruntime", "openvino")
 
 

@@ -1,6 +1,9 @@
 """One Markdown table of what `peers_accuracy --keep DIR` kept, a section a model.
 
-python -m benchmarks.studies.peers_table benchmarks/results/peers_accuracy-*.json
+    python -m benchmarks.studies.peers_table [--best] benchmarks/results/peers_accuracy-*.json
+
+--best: our default rows, and of every other tool the row with the highest logit SQNR, chosen after
+the fact; rows whose convolutions stay in float are left out.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any
 
 import click
 
+from benchmarks.studies.peers_rows import DEFAULT_METHODS, HARD, PLAIN, US
 from deploy_tools.errors import ArtifactError, DeployToolsError
 
 _HEAD = (
@@ -21,9 +25,12 @@ _HEAD = (
 )  # fmt: skip
 
 
-def table(kept: Sequence[Mapping[str, Any]]) -> str:
-    """Return Markdown of several results: rows in their order, claims not met below."""
-    rows = [row for result in kept for row in result["rows"]]
+def table(kept: Sequence[Mapping[str, Any]], best: bool = False) -> str:
+    """Return Markdown of several results: rows in their order, claims not met below.
+
+    best: fewer rows, see the module.
+    """
+    rows = [row for result in kept for row in (best_rows(result) if best else result["rows"])]
     parts = []
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model]
@@ -33,6 +40,31 @@ def table(kept: Sequence[Mapping[str, Any]]) -> str:
         lines = [f"- {c['name']}: {_number(c['value'])} (target {c['target']})" for c in missed]
         parts.append("\n".join(["Claims not met:", "", *lines]))
     return "\n\n".join(parts) + "\n"
+
+
+def best_rows(kept: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the rows of --best, in their order: of each setting and tool one, of ours more."""
+    rows = kept["rows"]
+    chosen = {}
+    for place, row in enumerate(rows):
+        ours = row["tool"] == US
+        if row["tool"] == "fp32":
+            chosen["fp32", ""] = place
+        elif (
+            "sqnr_db" not in row
+            or not row["whole"]
+            or (ours and row["method"] not in DEFAULT_METHODS)
+        ):
+            continue
+        else:
+            of = (row["setting"], row["tool"], *([row["method"], row["runtime"]] if ours else []))
+            if of not in chosen or row["sqnr_db"] > rows[chosen[of]]["sqnr_db"]:
+                chosen[of] = place
+    order = (PLAIN, *HARD)
+    return sorted(
+        (rows[place] for place in chosen.values()),
+        key=lambda row: order.index(row.get("setting", PLAIN)),
+    )
 
 
 def _section(model: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -86,11 +118,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 @click.command()
+@click.option("--best", is_flag=True, help="Our defaults and the best row of every other tool.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-def command(files: tuple[Path, ...]) -> None:
+def command(files: tuple[Path, ...], best: bool) -> None:
     """Print the table of FILES."""
     try:
-        click.echo(table([_read(path) for path in files]), nl=False)
+        click.echo(table([_read(path) for path in files], best), nl=False)
     except DeployToolsError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)

@@ -200,7 +200,7 @@ def test_activations_in_memory_do_not_grow_with_images(model, images, monkeypatc
     monkeypatch.setattr(collect, "_ACTIVATION_BYTES", limit)
     selection = select_images(images, SelectConfig(images=60))
     statistics_from_images(model, TENSORS, images, selection, spec)
-    assert len(alive) >= 10 * len(TENSORS)
+    assert len(alive) >= 5 * len(TENSORS)  # batches; larger ones with one core
     assert limit / 4 < max(alive) <= limit
 
 

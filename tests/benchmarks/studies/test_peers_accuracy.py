@@ -15,6 +15,7 @@ from benchmarks.studies import peers_accuracy as study
 from benchmarks.studies.base import Results, run_study
 from benchmarks.studies.ours import DEFAULT, FREE
 from benchmarks.studies.peers_claims import Found, claim_all
+from benchmarks.studies.peers_resume import DoneRows
 from benchmarks.studies.peers_rows import FEW, HARD, PLAIN, S8S8, Row
 from benchmarks.studies.subject import Case, cases, mean_sqnr, spread
 from deploy_tools.errors import MissingDependencyError, UserError
@@ -30,6 +31,7 @@ def accuracy(sqnr: float, drop: float = 0.1, agreement: float = 0.99) -> SimpleN
 
 CASE = Case("some", "arch", "file", 10, InputTable(), None, 100)  # type: ignore[arg-type]
 OURS = Row("deploy-tools", DEFAULT, "ours", {}, ("onnxruntime",))
+NOTHING = DoneRows(None, {})
 PEER = Row("tool", "best", "peer", {}, ("onnxruntime", "openvino"))
 
 
@@ -225,9 +227,9 @@ def test_the_seeds_of_a_run(subject, monkeypatch):
     subject.baseline = type("B", (), {"__len__": lambda self: 100, "correct": subject.baseline.correct})()  # fmt: skip
     asked = []
     monkeypatch.setattr(study, "run_row", lambda row, *rest: asked.append(rest[2]) or [])
-    study._one_model(Results(False, print), CASE, subject, 0, (), None)
-    study._one_model(Results(False, print), CASE, subject, 2, (PLAIN,), None)
-    study._one_model(Results(True, print), CASE, subject, 0, (), None)
+    study._one_model(Results(False, print), CASE, subject, 0, (), None, NOTHING)
+    study._one_model(Results(False, print), CASE, subject, 2, (PLAIN,), None, NOTHING)
+    study._one_model(Results(True, print), CASE, subject, 0, (), None, NOTHING)
     assert asked == [5, 3, 1, 2, 1]
 
 
@@ -237,3 +239,19 @@ def test_spread_over_the_seeds():
     assert row["drop_pp"] == pytest.approx(0.1)
     assert row["worst_p"] == 0.5
     assert mean_sqnr([accuracy(30.0), accuracy(33.0)]) == 31.5
+
+
+def test_an_interrupted_run_is_kept_beside_its_results(subject, monkeypatch, tmp_path):
+    monkeypatch.setattr(study, "rows", lambda: (PEER,))
+    subject.baseline = type("B", (), {"__len__": lambda self: 100, "correct": subject.baseline.correct})()  # fmt: skip
+    done = study._done_rows(CASE, tmp_path, 0, (), False)
+    monkeypatch.setattr(study, "run_row", lambda row, *rest: [Found(row, "onnxruntime", reason="no")])  # fmt: skip
+    results = Results(False, lambda line: None)
+    study._one_model(results, CASE, subject, 0, (), None, done)
+    monkeypatch.setattr(study, "run_row", lambda *_: pytest.fail("it was done"))
+    again = Results(False, lambda line: None)
+    resumed = study._done_rows(CASE, tmp_path, 0, (), False)
+    study._one_model(again, CASE, subject, 0, (), None, resumed)
+    assert again.rows == results.rows
+    assert (tmp_path / "peers_accuracy-some.done.jsonl").is_file()
+    assert study._done_rows(CASE, tmp_path, 1, (), False).found(PEER) is None

@@ -14,7 +14,7 @@ ROW = {
     "runtime": "onnxruntime", "seeds": 5, "top1": 0.9171, "drop_pp": 0.02, "drop_low_pp": -0.1,
     "drop_high_pp": 0.14, "agreement": 0.992, "agreement_min": 0.991, "agreement_max": 0.993,
     "sqnr_db": 29.96, "sqnr_db_min": 29.81, "sqnr_db_max": 30.15, "cpu_seconds": 1.25,
-    "peak_rss_bytes": 148_000_000, "file_bytes": 320_000,
+    "peak_rss_bytes": 148_000_000, "file_bytes": 320_000, "whole": True,
 }  # fmt: skip
 FAILED = {
     "model": "resnet20", "setting": "S8S8", "tool": "modelopt", "method": "max",
@@ -54,6 +54,34 @@ def test_a_table_of_two_models(tmp_path):
     assert any("| 99.20 | 29.96 |" in line for line in lines)
     assert lines.count("- a lead, dB: -0.5123 (target >= 1.5)") == 2
     assert not any("another" in line for line in lines)
+
+
+def test_the_best_rows_alone(tmp_path):
+    ours = ROW | {"tool": "deploy-tools", "method": "default", "sqnr_db": 20.0}
+    rows = (
+        ours,
+        ours | {"method": "plain minmax", "sqnr_db": 40.0},
+        ours | {"runtime": "openvino"},
+        ROW | {"setting": "32 images", "method": "few"},
+        ROW,
+        ROW | {"method": "Percentile", "runtime": "openvino", "sqnr_db": 31.0},
+        ROW | {"method": "in float", "sqnr_db": 50.0, "whole": False},
+        FAILED,
+    )
+    path = kept(tmp_path / "a.json", "resnet20", *rows)
+    done = CliRunner().invoke(command, ["--best", str(path)])
+    assert done.exit_code == 0, done.output
+    shown = [
+        [cell.strip() for cell in line.split("|")[1:5]]
+        for line in done.stdout.splitlines()
+        if line.startswith(("| default", "| 32", "| S8S8"))
+    ]
+    assert shown == [
+        ["default", "deploy-tools", "default", "onnxruntime"],
+        ["default", "deploy-tools", "default", "openvino"],
+        ["default", "onnxruntime", "Percentile", "openvino"],
+        ["32 images", "onnxruntime", "few", "onnxruntime"],
+    ]
 
 
 def test_other_files_are_refused(tmp_path):
