@@ -141,21 +141,17 @@ def _for_throughput(
 ) -> Choice:
     default = replace(plain, batch=DEFAULT_BATCH)
     at_once = [replace(s, batch=max(DEFAULT_BATCH, s.streams)) for s in usable]
-    rates: dict[Settings, float] = {}
 
     def measure(some: Sequence[Settings], seconds: float) -> dict[Settings, float]:
         bench.keep(some)
         runs = bench.times(some, default, seconds, f"{len(some)} candidates")
-        rates.update({replace(s, batch=None): r.images_per_s.estimate for s, r in runs.items()})
         return {settings: run.speedup.estimate for settings, run in runs.items()}
 
     left = max(end - bench.now, 0.6 * budget)
     rungs = successive_halving(at_once, default, measure, _FINALISTS, 0.4 * left)
     best = rungs[-1].best(_FINALISTS) if rungs else [default]
     left = max(end - bench.now, 0.4 * budget)
-    wanted, skipped = _affordable(
-        [replace(s, batch=None) for s in best], rates, left / 6, can_split
-    )
+    wanted, skipped = _affordable(bench, best, left / 6, can_split)
     more = successive_halving(wanted, default, measure, 1, 0.5 * left)
     tried = (*rungs, *more)
     winner = (more or rungs)[-1].best(1)[0] if tried else default
@@ -168,24 +164,17 @@ def _for_throughput(
 
 
 def _affordable(
-    best: Sequence[Settings], rates: Mapping[Settings, float], seconds: float, can_split: bool
+    bench: TuningBench, best: Sequence[Settings], seconds: float, can_split: bool
 ) -> tuple[list[Settings], tuple[Skipped, ...]]:
-    """Return settings and batches that can all be compared in so many seconds.
-
-    rates: images per second of the settings; one that was never measured counts as free.
-    """
-
-    def call_s(settings: Settings) -> float:
-        rate = rates.get(replace(settings, batch=None))
-        return (settings.batch or 1) / rate if rate else 0.0
-
-    found = sorted(with_batches(best, can_split, BATCHES), key=call_s)
+    """Return the best, and other batches of theirs that can all be compared in so many seconds."""
+    sized = with_batches([replace(s, batch=None) for s in best], can_split, BATCHES)
+    others = sorted((s for s in sized if s not in best), key=bench.call_s)
     skipped: list[Skipped] = []
-    while len(found) > 1 and least_seconds(map(call_s, found)) > seconds:
-        longest = found.pop()
-        reason = f"one call takes {call_s(longest):.2g} s: too long for the time there is"
+    while others and least_seconds(map(bench.call_s, (*best, *others))) > seconds:
+        longest = others.pop()
+        reason = f"one call takes {bench.call_s(longest):.2g} s: too long for the time there is"
         skipped.append(Skipped(longest, reason))
-    return found, tuple(skipped)
+    return [*best, *others], tuple(skipped)
 
 
 def _kept_if_faster(

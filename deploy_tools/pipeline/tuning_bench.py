@@ -21,10 +21,11 @@ from deploy_tools.tuning.settings import Settings
 Progress = Callable[[str, int, int], None]
 MIN_ROUNDS = 3
 _SLOT_S = 0.15
+MAX_ROUNDS = 30
 _CALLS_A_SLOT = 2
 """A slot has one call to settle and one that is timed, however long they take."""
-_USED = 0.65
-"""The share of a slot's time that is measured; the rest waits for idle threads and settles."""
+_USED = 0.75
+"""The share of a slot that is measured, besides those calls; the rest waits for idle threads."""
 _STEPS = 5
 """Bisections of a server search."""
 
@@ -44,6 +45,7 @@ class TuningBench:
     seed: int = 0
     progress: Progress | None = None
     _sessions: dict[RuntimeConfig, Session] = field(default_factory=dict)
+    _image_s: dict[RuntimeConfig, float] = field(default_factory=dict)
 
     def __enter__(self) -> TuningBench:
         return self
@@ -104,6 +106,10 @@ class TuningBench:
         for config in [config for config in self._sessions if config not in kept]:
             self._close(config)
 
+    def call_s(self, settings: Settings) -> float:
+        """Return about how many seconds a call takes, as far as is known by now."""
+        return (settings.batch or settings.streams) * self._image_s.get(settings.config(), 0.0)
+
     def times(
         self, some: Sequence[Settings], default: Settings, seconds: float, stage: str
     ) -> dict[Settings, SpeedRun]:
@@ -111,13 +117,15 @@ class TuningBench:
 
         A call takes the batch of its settings, or one image a stream where they name none.
         """
-        rounds, slot = rounds_in(seconds, len(some))
+        rounds, slot = rounds_in(seconds, [self.call_s(settings) for settings in some])
         config = SpeedConfig(
             ("offline",), warmup=1, settle=1, rounds=rounds, seconds_per_round=slot, min_calls=1,
             seed=self.seed,
         )  # fmt: skip
         makers = {str(s): partial(self._rows, s.batch or s.streams) for s in some}
-        return self._measure(some, default, makers, config, stage)
+        runs = self._measure(some, default, makers, config, stage)
+        self._image_s |= {s.config(): 1 / run.images_per_s.estimate for s, run in runs.items()}
+        return runs
 
     def server(
         self, some: Sequence[Settings], default: Settings, limit_ms: float, seconds: float
@@ -161,8 +169,12 @@ class TuningBench:
     def _open(self, settings: Settings) -> Session:
         config = settings.config()
         if config not in self._sessions:
-            self._sessions[config] = self.open_one(config)
-            self._sessions[config].run(self._rows(settings.batch or settings.streams, 0))
+            session = self._sessions[config] = self.open_one(config)
+            inputs = self._rows(settings.batch or settings.streams, 0)
+            session.run(inputs)  # the first call of a shape may compile or allocate
+            begin = self.now
+            session.run(inputs)
+            self._image_s[config] = (self.now - begin) / len(inputs)
         return self._sessions[config]
 
     def _close(self, config: RuntimeConfig) -> None:
@@ -171,11 +183,15 @@ class TuningBench:
             session.close()
 
 
-def rounds_in(seconds: float, variants: int) -> tuple[int, float]:
-    """Return rounds, and the seconds of one slot, for so many variants in so much time."""
-    each = seconds / variants
-    rounds = int(min(max(each / _SLOT_S, MIN_ROUNDS), 30))
-    return rounds, _USED * each / rounds
+def rounds_in(seconds: float, calls_s: Sequence[float]) -> tuple[int, float]:
+    """Return rounds, and the seconds of one slot, for variants in so much time.
+
+    calls_s: seconds a call of each variant. A slot has at least a call to settle and one timed.
+    """
+    least = sum(call + max(_SLOT_S, call) for call in calls_s)
+    rounds = int(min(max(seconds / least, MIN_ROUNDS), MAX_ROUNDS))
+    slot = (seconds / rounds - sum(calls_s)) / len(calls_s)
+    return rounds, max(_USED * slot, 0.0)
 
 
 def least_seconds(calls_s: Iterable[float]) -> float:
