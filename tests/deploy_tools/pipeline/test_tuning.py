@@ -12,7 +12,9 @@ import pytest
 
 from benchmarks.energy import EnergyMeter
 from benchmarks.server import Tools
+from benchmarks.statistics import Interval
 from deploy_tools.errors import BudgetError, MissingDependencyError, UserError
+from deploy_tools.pipeline import tuning
 from deploy_tools.pipeline.tuning import Choice, TuneConfig, choose
 from deploy_tools.pipeline.tuning_bench import TuningBench, least_seconds, rounds_in
 from deploy_tools.runtimes import RuntimeConfig
@@ -149,6 +151,13 @@ def test_a_gain_that_noise_hides_is_not_kept() -> None:
 
     found = chosen(World(cost), [DEFAULT, OTHER], can_split=False)
     assert found.is_default
+
+
+@pytest.mark.parametrize(("low", "kept"), [(1.001, True), (1.0, False), (0.98, False)])
+def test_only_an_interval_above_1_counts(low: float, kept: bool) -> None:
+    runs: Any = {OTHER: SimpleNamespace(speedup=Interval(1.05, low, 1.1))}
+    found = tuning._kept_if_faster(DEFAULT, OTHER, runs)
+    assert (found.settings == OTHER, found.is_default) == (kept, not kept)
 
 
 def test_what_computes_in_another_precision_is_left_out() -> None:
