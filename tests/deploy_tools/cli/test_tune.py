@@ -20,7 +20,7 @@ from deploy_tools.tuning.files import Tuning, read_tuning, tuning_path, write_tu
 from deploy_tools.tuning.settings import Settings
 
 Capture = pytest.CaptureFixture[str]
-DATA = ["--source", "fashion-mnist"]
+DATA = ["--source", "fashion-mnist", "--split", "test"]  # fewer images to read
 QUICK = [*DATA, "--seconds", "0.5", "--provider", "onnxruntime", "-q"]
 
 
