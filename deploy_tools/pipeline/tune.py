@@ -25,7 +25,12 @@ from deploy_tools.pipeline.tuned import machine_facts
 from deploy_tools.pipeline.tuning import Choice, TuneConfig, choose
 from deploy_tools.pipeline.tuning_bench import Progress, TuningBench
 from deploy_tools.runtimes import open_session
-from deploy_tools.tuning.candidates import BATCHES, candidates_for, default_settings
+from deploy_tools.tuning.candidates import (
+    BATCHES,
+    candidates_for,
+    default_settings,
+    most_open,
+)
 from deploy_tools.tuning.files import Tuning, has_manifest, tuning_path, write_tuning
 from deploy_tools.tuning.settings import TUNABLE
 
@@ -55,9 +60,8 @@ def tune_onnx(
     facts, machine = machine_facts()
     can_split = not scales_calls(proto)
     del proto
-    candidates, skipped = candidates_for(
-        runtimes, precision, machine, model.stat().st_size, can_split
-    )
+    size = model.stat().st_size
+    candidates, skipped = candidates_for(runtimes, precision, machine, size, can_split)
     default = default_settings(runtimes[0], precision)
     count = max(*BATCHES, *(settings.streams for settings in candidates))
     indices = [i % len(source) for i in range(count)]
@@ -69,7 +73,8 @@ def tune_onnx(
     with (
         _folder(model) as directory,
         TuningBench(
-            partial(open_session, model), images, tools, config.seed, progress
+            partial(open_session, model), images, tools, config.seed, progress,
+            most_open(machine, size),
         ) as bench,
     ):  # fmt: skip
         choice = choose(bench, default, candidates, config, can_split)

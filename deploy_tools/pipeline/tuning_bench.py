@@ -35,8 +35,8 @@ class TuningBench:
     """Opens candidates and times them beside the default.
 
     open_one: opens the model. images: real inputs, as many as the largest call takes. tools: clock
-    and the like. Sessions stay open until `keep` or the end; all that differ in their batch only
-    share one.
+    and the like. most_open: how many sessions there may be, for their memory. They stay open until
+    `keep` or the end; all settings that differ in their batch only share one.
     """
 
     open_one: Callable[[RuntimeConfig], Session]
@@ -44,6 +44,7 @@ class TuningBench:
     tools: Tools
     seed: int = 0
     progress: Progress | None = None
+    most_open: int = 64
     _sessions: dict[RuntimeConfig, Session] = field(default_factory=dict)
     _image_s: dict[RuntimeConfig, float] = field(default_factory=dict)
 
@@ -78,19 +79,15 @@ class TuningBench:
         for place, settings in enumerate(s for s in wanted if s != default):
             if settings.runtime in missing:
                 continue
-            if self.now > until:
-                skipped.append(Skipped(settings, "the time was spent with opening the others"))
-                continue
-            reason = ""
+            reason = self._why_full(until)
             try:
-                found = self._open(settings).precision
+                found = precision if reason else self._open(settings).precision
                 if found != precision:
                     reason = f"it would run in {found}, the default runs in {precision}"
             except DeployToolsError as error:
                 reason = str(error)
-                missing |= (
-                    {settings.runtime} if isinstance(error, MissingDependencyError) else set()
-                )
+                if isinstance(error, MissingDependencyError):
+                    missing.add(settings.runtime)
             if reason:
                 skipped.append(Skipped(settings, reason))
                 self._close(settings.config())
@@ -99,6 +96,14 @@ class TuningBench:
             if self.progress is not None:
                 self.progress("tune, opening", place + 1, len(wanted))
         return usable, skipped
+
+    def _why_full(self, until: float) -> str:
+        """Return why no more may be opened, "" where more may."""
+        if self.now > until:
+            return "the time was spent with opening the others"
+        if len(self._sessions) >= self.most_open:
+            return f"{self.most_open} copies of the model are in memory already"
+        return ""
 
     def keep(self, settings: Iterable[Settings]) -> None:
         """Close the sessions of all others."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from deploy_tools.tuning.settings import DEFAULT_BATCH, Settings
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _COPY = 3
 """A loaded model takes about so many times its file: weights, their packed form, activations."""
+
+_MOST = 64
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,22 @@ def candidates_for(
     """
     found: list[Settings] = []
     skipped: list[Skipped] = []
-    for runtime in runtimes:
-        for wanted in _shapes(runtime, precision, machine):
+    # In turns: where the time or the memory ends before the list does, each runtime had its share.
+    for turn in zip_longest(*(_shapes(runtime, precision, machine) for runtime in runtimes)):
+        for wanted in filter(None, turn):
             reason = _why_not(wanted, machine, file_bytes, can_split)
             if reason:
                 skipped.append(Skipped(wanted, reason))
             else:
                 found.append(wanted)
     return list(dict.fromkeys(found)), list(dict.fromkeys(skipped))
+
+
+def most_open(machine: Machine, file_bytes: int) -> int:
+    """Return how many sessions may be open at the same time, within half of the memory."""
+    if machine.memory_bytes is None:
+        return _MOST
+    return min(max(int(machine.memory_bytes / 2 / (_COPY * file_bytes)), 3), _MOST)
 
 
 def with_batches(

@@ -188,6 +188,21 @@ def test_a_runtime_that_is_missing_is_named_once() -> None:
     assert replace(found.settings, batch=None) == ONE
 
 
+def test_no_more_are_opened_than_time_and_memory_allow() -> None:
+    many = [replace(DEFAULT, threads=n) for n in range(1, 9)]
+    world = World(lambda config, images, now: images * 1.0)
+    bench = world.bench()
+    bench.most_open = 4
+    with bench:
+        usable, skipped = bench.open_all(DEFAULT, many, bench.now + 100)
+        assert usable == [DEFAULT, *many[:3]]
+        assert {left.reason for left in skipped} == {"4 copies of the model are in memory already"}
+        bench.keep([DEFAULT])
+        usable, skipped = bench.open_all(DEFAULT, many, bench.now - 1)
+    assert usable == [DEFAULT]
+    assert {left.reason for left in skipped} == {"the time was spent with opening the others"}
+
+
 def test_a_default_that_does_not_run_ends_it() -> None:
     def precision(config: RuntimeConfig) -> str:
         raise MissingDependencyError("no runtime.")

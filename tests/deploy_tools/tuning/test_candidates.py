@@ -11,6 +11,7 @@ from deploy_tools.tuning.candidates import (
     Machine,
     candidates_for,
     default_settings,
+    most_open,
     with_batches,
 )
 from deploy_tools.tuning.settings import Settings
@@ -64,6 +65,17 @@ def test_copies_of_a_large_model_are_left_out() -> None:
     # One thread a stream: they share one session. OpenVINO's streams do so always.
     assert any(s.runtime == "onnxruntime" and s.streams == 8 for s in settings)
     assert any(s.runtime == "openvino" and s.streams == 4 for s in settings)
+
+
+def test_the_runtimes_take_turns() -> None:
+    settings, _ = found(TWO)
+    assert [s.runtime for s in settings[:4]] == [*BOTH, *BOTH]
+
+
+def test_sessions_fit_half_the_memory() -> None:
+    assert most_open(Machine(2, memory_bytes=6 * 10**9), 10**8) == 10
+    assert most_open(Machine(2, memory_bytes=10**9), 10**9) == 3  # two to compare, and a third
+    assert most_open(Machine(2), 10**8) == most_open(Machine(2, memory_bytes=10**12), 10**6) == 64
 
 
 def test_a_file_that_scales_calls_together_is_not_split() -> None:
