@@ -18,6 +18,7 @@ from benchmarks.server import Tools
 from benchmarks.speed import wait_until_idle
 from deploy_tools.artifacts import ArtifactDirectory, sha256_of_file
 from deploy_tools.data.source import ImageSource, batches
+from deploy_tools.data.spec import InputSpec
 from deploy_tools.engine_files import require_writable
 from deploy_tools.errors import UserError
 from deploy_tools.onnx_files import input_spec_of, load_onnx, require_dynamic_batch
@@ -54,8 +55,6 @@ def tune_onnx(
     proto = load_onnx(model)
     require_dynamic_batch(proto, model)
     spec = input_spec_of(proto, model)
-    if not len(source):
-        raise UserError(f"{source.name} {source.split} has no images.")
     require_writable(tuning_path(model))
     facts, machine = machine_facts()
     can_split = not scales_calls(proto)
@@ -63,17 +62,12 @@ def tune_onnx(
     size = model.stat().st_size
     candidates, skipped = candidates_for(runtimes, precision, machine, size, can_split)
     default = default_settings(runtimes[0], precision)
-    count = max(*BATCHES, *(settings.streams for settings in candidates))
-    indices = [i % len(source) for i in range(count)]
-    images: NDArray[Any] = next(batches(source, spec, count, indices))[0]
-    tools = Tools(
-        time.perf_counter_ns, time.sleep, wait_until_idle, EnergyMeter(reason="not asked for")
-    )
+    images = _images(source, spec, max(*BATCHES, *(settings.streams for settings in candidates)))
     sha256 = sha256_of_file(model)
     with (
         _folder(model) as directory,
         TuningBench(
-            partial(open_session, model), images, tools, config.seed, progress,
+            partial(open_session, model), images, _tools(), config.seed, progress,
             most_open(machine, size),
         ) as bench,
     ):  # fmt: skip
@@ -84,6 +78,20 @@ def tune_onnx(
         )  # fmt: skip
         path = write_tuning(model, tuning, directory)
     return path, tuning, replace(choice, skipped=(*skipped, *choice.skipped))
+
+
+def _images(source: ImageSource, spec: InputSpec, count: int) -> NDArray[Any]:
+    """Return so many inputs, from the source's start again where it has fewer images."""
+    if not len(source):
+        raise UserError(f"{source.name} {source.split} has no images.")
+    indices = [i % len(source) for i in range(count)]
+    return next(batches(source, spec, count, indices))[0]
+
+
+def _tools() -> Tools:
+    """Return the clock and what goes with it; energy is not asked for."""
+    meter = EnergyMeter(reason="not asked for")
+    return Tools(time.perf_counter_ns, time.sleep, wait_until_idle, meter)
 
 
 def scales_calls(proto: onnx.ModelProto) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy_tools.errors import MissingDependencyError, UserError
+from deploy_tools.errors import UserError
 from deploy_tools.runtimes.base import Session
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -123,13 +123,11 @@ def core_groups(streams: int, threads: int) -> tuple[tuple[int, ...], ...]:
     """Return the cores of each stream: `threads` each, none of them twice.
 
     Those that share a physical core come last, so that they are used only where there are more
-    threads than physical cores. Raises UserError where there are too few cores, and
-    MissingDependencyError where the system cannot keep a thread to a core.
+    threads than physical cores. Raises UserError where there are too few cores, and where the
+    system cannot keep a thread to one.
     """
     if not hasattr(os, "sched_setaffinity"):
-        raise MissingDependencyError(
-            "this system cannot keep a thread to a core.", "Leave the pinning out."
-        )
+        raise UserError("this system cannot keep a thread to a core.", "Leave the pinning out.")
     cores = sorted(os.sched_getaffinity(0), key=lambda core: (_rank(core), core))
     if streams * threads > len(cores):
         raise UserError(
