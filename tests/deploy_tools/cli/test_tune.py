@@ -173,8 +173,11 @@ def test_a_tuning_of_another_machine_is_named_once_and_the_default_used(
     assert predicted(model, photo) == 0
     shown = capsys.readouterr().err
     assert shown.count("not used here: cores_usable was 999 and is") == 1
-    assert predicted(model, photo, "-v") == 0
-    assert "2 streams" not in capsys.readouterr().err.splitlines()[-1]
+    args = ["bench", "accuracy", str(model), *DATA, "--images", "20", "--json", "-q"]
+    assert main(args) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["tuned"] == {}
+    assert "the default is used" in said.err
     assert main(["inspect", str(model), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tuning"]["holds"] is False
 
