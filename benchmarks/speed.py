@@ -114,7 +114,8 @@ def measure_speed(
 
     sessions: by variant id; make_batch(n) gives what a call of n images takes, the same for all:
     preprocessed images, or what `end_to_end.PathToLabel` takes; a mapping has one for each
-    variant, where some take pixels. baseline: the id that speedups are relative to. clock:
+    variant, where some take pixels; one that gives another number of images than was asked for
+    makes that the variant's batch. baseline: the id that speedups are relative to. clock:
     nanoseconds; wait: runs before each slot (default: until this process is idle); sleep: in
     seconds; meter: of energy (default: this machine's).
     Raises UserError for an unknown baseline and for a session that cannot run such a batch.
@@ -136,7 +137,8 @@ def measure_speed(
             slots = bench.slots(progress)
         else:
             slots = _closed_loop(sessions, inputs, scenario, config, generator, tools, progress)
-        runs += _runs(sessions, slots, scenario, len(inputs[baseline]), baseline, config)
+        counts = {variant: len(given) for variant, given in inputs.items()}
+        runs += _runs(sessions, slots, scenario, counts, baseline, config)
     return runs
 
 
@@ -239,16 +241,17 @@ def _runs(
     sessions: Mapping[str, Session],
     slots: Mapping[str, Sequence[Slot]],
     scenario: str,
-    batch: int,
+    counts: Mapping[str, int],
     baseline: str,
     config: SpeedConfig,
 ) -> list[SpeedRun]:
+    """Return the runs; counts: images a call of each variant."""
     server = config.server if scenario == "server" else None
     sets = {
         variant: SampleSet(
             variant=variant,
             scenario=scenario,
-            batch=batch,
+            batch=counts[variant],
             threads=session.threads,
             streams=getattr(session, "streams", 1),
             slots=tuple(slots[variant]),

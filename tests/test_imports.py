@@ -63,6 +63,7 @@ RULES = {
     ),
     "deploy_tools.sensitivity": (*ONNX, "deploy_tools.quantization"),
     "deploy_tools.search": (*COMMON, "deploy_tools.recipe_variant"),
+    "deploy_tools.tuning": (*COMMON, "deploy_tools.runtimes"),
     "deploy_tools.export": ONNX,
     "deploy_tools.quantization": ONNX,
     "deploy_tools.rewrite": ONNX,

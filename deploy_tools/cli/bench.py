@@ -27,6 +27,7 @@ from deploy_tools.cli.scenarios import (
     scenario_options,
 )
 from deploy_tools.cli.show import print_table, say_session
+from deploy_tools.cli.tuned import config_of, tuned_batch, tuned_option, tuned_settings
 from deploy_tools.data import open_source
 from deploy_tools.data.source import ImageSource, SubsetSource, batches
 from deploy_tools.data.splits import stratified_choice
@@ -55,6 +56,7 @@ def command() -> None:
 @_PROVIDER
 @_PRECISION
 @_THREADS
+@tuned_option
 @engine_options
 @output_options
 def accuracy(
@@ -66,6 +68,7 @@ def accuracy(
     provider: str,
     precision: str,
     threads: int,
+    no_tuned: bool,
     memory: str,
     cuda_graph: bool,
     as_json: bool,
@@ -87,10 +90,11 @@ def accuracy(
     if images is not None:
         loaded = SubsetSource(loaded, stratified_choice(loaded.labels, images, 0).tolist(), split)
     config = RuntimeConfig(provider, threads, precision, memory=memory, cuda_graph=cuda_graph)
+    tuned = tuned_settings(models, no_tuned, not quiet)
     found, runs_in, runtimes = [], {}, {}
     with progress_bar(quiet) as progress:
         for model in models:
-            with opened_model(model, config) as opened:
+            with opened_model(model, config_of(model, tuned, config)) as opened:
                 session = opened.session
                 runs_in[str(model)], runtimes[str(model)] = session.precision, session.runtime
                 say_session(model, session, verbose)
@@ -105,6 +109,7 @@ def accuracy(
         print_json(
             {
                 "baseline": str(models[0]),
+                "tuned": {str(m): settings.to_dict() for m, settings in tuned.items()},
                 "models": {k: v.to_dict() | {"runs_in": runs_in[k]} for k, v in rows.items()},
             }
         )
@@ -127,6 +132,7 @@ def accuracy(
 @_PROVIDER
 @_PRECISION
 @_THREADS
+@tuned_option
 @engine_options
 @click.option("-o", "--out", type=PathType, metavar="DIR", help="Keep the raw timings there.")
 @output_options
@@ -148,6 +154,7 @@ def speed(
     provider: str,
     precision: str,
     threads: int,
+    no_tuned: bool,
     memory: str,
     cuda_graph: bool,
     out: Path | None,
@@ -172,8 +179,9 @@ def speed(
     if len(set(models)) != len(models):
         raise UserError("a file is given twice.")
     refuse_idle_options(models)
+    tuned = tuned_settings(models, no_tuned, not quiet)
     config = chosen_config(
-        length, scenarios, batch, samples_per_query, latency_limit, target_rate, rounds, seconds,
+        length, scenarios, tuned_batch(tuned, batch), samples_per_query, latency_limit, target_rate, rounds, seconds,
         seed,
     )  # fmt: skip
     refuse_idle_scenario_options(config.scenarios)
@@ -181,7 +189,8 @@ def speed(
     with ExitStack() as stack:
         opened: dict[str, OpenedModel] = {}
         for model in models:
-            opened[str(model)] = stack.enter_context(opened_model(model, runtime))
+            chosen = config_of(model, tuned, runtime)
+            opened[str(model)] = stack.enter_context(opened_model(model, chosen))
             _require_batches(opened[str(model)], config)
             say_session(model, opened[str(model)].session, verbose)
         loaded = open_source(source, data, split)
@@ -202,7 +211,8 @@ def speed(
     kept = _keep(runs, gpu_runs, gpu_config, out) if out is not None else {}
     precisions = {name: session.precision for name, session in sessions.items()}
     if as_json:
-        _print_speed_json(runs, gpu_runs, precisions, kept, str(meter))
+        said = {str(model): settings.to_dict() for model, settings in tuned.items()}
+        _print_speed_json(runs, gpu_runs, precisions, kept, str(meter), said)
     else:
         print_runs(runs, precisions, meter)
         if gpu_runs:
@@ -288,6 +298,7 @@ def _print_speed_json(
     precisions: Mapping[str, str],
     kept: Mapping[str, str],
     energy: str,
+    tuned: Mapping[str, Mapping[str, Any]],
 ) -> None:
     def entry(run: SpeedRun | GpuRun, samples: str | None) -> dict[str, Any]:
         said = {"model": run.variant, "runs_in": precisions[run.variant]}
@@ -296,6 +307,7 @@ def _print_speed_json(
     value: dict[str, Any] = {
         "baseline": runs[0].variant,
         "energy": energy,
+        "tuned": tuned,
         "runs": [entry(run, kept.get(run.variant)) for run in runs],
     }
     if gpu_runs:

@@ -18,8 +18,9 @@ from deploy_tools.engines.hints import hints_of
 from deploy_tools.engines.layers import UNKNOWN
 from deploy_tools.engines.lint import COMMON_OPSET, MIN_OPSET, findings_of
 from deploy_tools.engines.rules import Finding
-from deploy_tools.errors import MissingDependencyError
+from deploy_tools.errors import ArtifactError, MissingDependencyError
 from deploy_tools.onnx_files import known_input_spec, load_onnx, real_inputs
+from deploy_tools.pipeline.tuned import tuned_of
 from deploy_tools.quantization.fits import Fit, fits_of
 from deploy_tools.quantization.summary import describe_quantization
 from deploy_tools.runtimes.flavours import find_flavour, installed_flavours
@@ -67,10 +68,12 @@ def _show_model(file: Path, proto: onnx.ModelProto, as_json: bool, verbose: bool
     findings = findings_of(proto, max_opset)
     hints = () if findings else hints_of(proto)
     fits = fits_of(proto, [finding.rule for finding in findings])
+    tuned = _tuning(file)
     if as_json:
         print_json(
             {
                 "file": str(file),
+                "tuning": tuned,
                 "opset": opset,
                 "input": {"name": real_inputs(proto)[0].name, "shape": shape},
                 "spec": spec.to_dict() if spec else None,
@@ -89,12 +92,25 @@ def _show_model(file: Path, proto: onnx.ModelProto, as_json: bool, verbose: bool
     click.echo(f"{file}: opset {opset}, IR {proto.ir_version}, {file.stat().st_size / 1e6:.2f} MB")
     click.echo(f"input {real_inputs(proto)[0].name} {'x'.join(map(str, shape))}")
     click.echo(f"preprocessing {spec.to_json() if spec else 'unknown (no metadata)'}")
+    if tuned is not None:
+        click.echo(f"tuned {tuned['says']}")
     click.echo("operators " + ", ".join(f"{op} {n}" for op, n in operators.most_common()))
     if verbose:
         for node in proto.graph.node:
             click.echo(f"{node.op_type:<18} {node.name:<36} {', '.join(node.input)}")
     click.echo(summary)
     _say_targets(fits, f"{reader}, opset {MIN_OPSET} to {max_opset}", findings, hints)
+
+
+def _tuning(file: Path) -> dict[str, Any] | None:
+    """Return what deploy-tools tune found for a file and whether it holds here, None without."""
+    try:
+        tuned = tuned_of(file)
+    except ArtifactError as error:
+        return {"says": f"(not usable: {error})", "holds": False}
+    if tuned is None:
+        return None
+    return {"says": str(tuned), "holds": not tuned.stale} | asdict(tuned.tuning)
 
 
 def _reader() -> tuple[str, int]:

@@ -28,6 +28,7 @@ COMMANDS = {
     "sensitivity": "sensitivity",
     "search": "search",
     "cast": "cast",
+    "tune": "tune",
     "bench": "bench",
     "build": "build",
     "inspect": "inspect",

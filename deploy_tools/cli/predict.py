@@ -13,6 +13,7 @@ from deploy_tools.cli.common import PathType, output_options, progress_bar
 from deploy_tools.cli.model import engine_options, opened_model, refuse_idle_options
 from deploy_tools.cli.predict_lines import CsvLines, Lines, StdoutLines
 from deploy_tools.cli.show import say_session
+from deploy_tools.cli.tuned import config_of, tuned_batch, tuned_option, tuned_settings
 from deploy_tools.data.decode import DECODERS
 from deploy_tools.data.names import STDIN, image_paths
 from deploy_tools.errors import PartialError, UserError
@@ -38,7 +39,7 @@ from deploy_tools.runtimes import RUNTIMES, RuntimeConfig
     type=click.IntRange(1),
     default=8,
     show_default=True,
-    help="Images a call. A dynamic INT8 file scales the images of a call together.",
+    help="Images a call, unless tuned. A dynamic INT8 file scales the images of a call together.",
 )
 @click.option(
     "--decoder",
@@ -62,6 +63,7 @@ from deploy_tools.runtimes import RUNTIMES, RuntimeConfig
     help="Runtime of an ONNX file; an engine has its own.",
 )
 @click.option("--threads", type=click.IntRange(0), default=0, help="0 takes every core.")
+@tuned_option
 @engine_options
 @output_options
 def command(
@@ -76,6 +78,7 @@ def command(
     stop_on_error: bool,
     provider: str,
     threads: int,
+    no_tuned: bool,
     memory: str,
     cuda_graph: bool,
     as_json: bool,
@@ -101,9 +104,11 @@ def command(
     refuse_idle_options([file])
     total = _count(images, list_file)
     config = RuntimeConfig(provider, threads, memory=memory, cuda_graph=cuda_graph)
-    with opened_model(file, config) as opened:
+    tuned = tuned_settings([file], no_tuned, verbose)
+    with opened_model(file, config_of(file, tuned, config)) as opened:
         say_session(file, opened.session, verbose)
-        settings = PredictConfig(top, opened.batch(batch), decoder, workers)
+        size = opened.batch(tuned_batch(tuned, batch))
+        settings = PredictConfig(top, size, decoder, workers)
         paths = image_paths(images, list_file)
         results = predict_files(opened.session, opened.spec, paths, settings)
         with contextlib.closing(results), _lines(csv_file, as_json, top) as lines:

@@ -34,6 +34,12 @@ def open_session(model: Path | bytes, config: RuntimeConfig | None = None) -> Se
         )
     if config.threads < 0:
         raise UserError(f"threads must be 0 (every core) or more, got {config.threads}.")
+    if config.streams < 1:
+        raise UserError(f"streams must be 1 or more, got {config.streams}.")
+    if config.runtime in ENGINE_RUNTIMES and _is_shaped(config):
+        raise UserError(
+            f"{config.runtime} runs on a GPU: it has no streams, pinning or spinning to choose."
+        )
     if config.runtime not in ENGINE_RUNTIMES and (config.memory or config.cuda_graph):
         raise UserError(
             f"{config.runtime} has no device memory to choose and no CUDA graphs.",
@@ -41,3 +47,8 @@ def open_session(model: Path | bytes, config: RuntimeConfig | None = None) -> Se
         )
     module = importlib.import_module(RUNTIMES[config.runtime])
     return cast(Session, module.open_session(model, config))
+
+
+def _is_shaped(config: RuntimeConfig) -> bool:
+    """Whether options are set that are for CPU runtimes only."""
+    return config.streams != 1 or config.pinned is not None or not config.spinning

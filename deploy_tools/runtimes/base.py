@@ -9,19 +9,27 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy_tools.errors import UserError
+
 
 @dataclass(frozen=True)
 class RuntimeConfig:
     """How to open a session.
 
     runtime: a name in `deploy_tools.runtimes.RUNTIMES`.
-    threads: of a CPU runtime; 0 takes every core this process may use. An engine runs on the
-        GPU and takes one thread of the host, whatever this says.
+    threads: of a CPU runtime, over all streams; 0 takes every core this process may use. An
+        engine runs on the GPU and takes one thread of the host, whatever this says.
     precision: "" lets the runtime use its default for the file; "fp32" and "bf16" demand one.
         A runtime that cannot do it refuses.
     fusions: False switches off graph optimizations that change the arithmetic.
     memory: which device memory an engine uses: "" or "cuda-python", or "pycuda".
     cuda_graph: whether an engine's calls are captured as CUDA graphs.
+    streams: of a CPU runtime, how many calls run at the same time, each on threads / streams
+        threads; a batch is split among them.
+    pinned: whether the threads of each stream keep to cores of their own. None leaves it to the
+        runtime: onnxruntime does not pin them, OpenVINO does on Linux.
+    spinning: whether onnxruntime's idle threads wait awake for the next operator; a stream of one
+        thread has none.
     """
 
     runtime: str = "onnxruntime"
@@ -30,6 +38,9 @@ class RuntimeConfig:
     fusions: bool = True
     memory: str = ""
     cuda_graph: bool = False
+    streams: int = 1
+    pinned: bool | None = None
+    spinning: bool = True
 
 
 class Session(Protocol):
@@ -58,3 +69,17 @@ class Session(Protocol):
 def usable_cores() -> int:
     """Return how many cores this process may use (affinity, not the machine's count)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_of(config: RuntimeConfig) -> tuple[int, int]:
+    """Return the threads over all streams, and those of one stream.
+
+    Raises UserError where they cannot be shared out equally.
+    """
+    threads = config.threads or usable_cores()
+    if threads % config.streams:
+        raise UserError(
+            f"{threads} threads cannot be shared equally by {config.streams} streams.",
+            "Give a number of threads that is a multiple of the streams.",
+        )
+    return threads, threads // config.streams

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy_tools.errors import UserError, require
-from deploy_tools.runtimes.base import RuntimeConfig, usable_cores
+from deploy_tools.runtimes.base import RuntimeConfig, Session, threads_of
+from deploy_tools.runtimes.streams import core_groups, open_streams
 
 PRECISION_KEY = "deploy_tools.precision"
 """ONNX metadata: what export ("fp32") and quantize ("int8") made."""
@@ -49,27 +50,39 @@ class OnnxRuntimeSession:
         self._session = None
 
 
-def open_session(model: Path | bytes, config: RuntimeConfig) -> OnnxRuntimeSession:
-    """Load a model on the CPU provider."""
+def open_session(model: Path | bytes, config: RuntimeConfig) -> Session:
+    """Load a model on the CPU provider; one session a stream, or one for all where a stream is
+    one thread (it runs on the thread that calls, so calls do not share anything but weights)."""
     if config.precision not in ("", "fp32"):
         raise UserError(
             f"onnxruntime's CPU provider does not run {config.precision}.",
             "Use the openvino runtime for bf16.",
         )
     ort = require("onnxruntime", "", "Running ONNX files")
-    threads = config.threads or usable_cores()
-    options = session_options(ort, threads, config.fusions)
+    threads, each = threads_of(config)
+    if config.streams == 1 and not config.pinned:
+        return _opened(ort, model, threads, config)
+    cores = core_groups(config.streams, each) if config.pinned else ()
+    return open_streams(
+        lambda: _opened(ort, model, each, config), config.streams, threads, cores, each == 1
+    )
+
+
+def _opened(ort: Any, model: Path | bytes, threads: int, config: RuntimeConfig) -> Session:
+    options = session_options(ort, threads, config.fusions, config.spinning)
     session = load(ort, model, options, ["CPUExecutionProvider"])
     precision = "fp32" if stored_precision(session, model) == "fp32" else "int8+fp32"
     return OnnxRuntimeSession(session, "CPUExecutionProvider", threads, precision)
 
 
-def session_options(ort: Any, threads: int, fusions: bool) -> Any:
+def session_options(ort: Any, threads: int, fusions: bool, spinning: bool = True) -> Any:
     """Return session options with our defaults: quiet, sequential, exactly `threads` threads."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors are raised too; no need to print them
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not fusions:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options

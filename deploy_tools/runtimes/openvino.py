@@ -13,7 +13,8 @@ from typing import Any
 
 from deploy_tools.errors import MissingDependencyError, UserError, require
 from deploy_tools.runtimes import onnxruntime as ort_runtime
-from deploy_tools.runtimes.base import RuntimeConfig, usable_cores
+from deploy_tools.runtimes.base import RuntimeConfig, Session, threads_of
+from deploy_tools.runtimes.streams import share_session
 
 _LIBRARY_NAME = "deploy_tools_openvino"
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -25,29 +26,42 @@ class OpenVinoSession(ort_runtime.OnnxRuntimeSession):
     runtime = "openvino"
 
 
-def open_session(model: Path | bytes, config: RuntimeConfig) -> OpenVinoSession:
+def open_session(model: Path | bytes, config: RuntimeConfig) -> Session:
     """Load a model; every node must run in OpenVINO, none falls back to onnxruntime's CPU.
 
-    precision "" means bf16 for a float file where the CPU has it, and fp32 otherwise; for a
+    Streams are OpenVINO's own, of one session. precision "" means bf16 for a float file where the CPU has it, and fp32 otherwise; for a
     quantized file it says in what the parts that are not quantized run.
     """
+    if not config.spinning:
+        raise UserError("the openvino runtime has no option against spinning.")
     ort = require("onnxruntime", "openvino", "The openvino runtime")
     device = _cpu_device(ort)
     has_bf16 = "BF16" in device.ep_metadata.get("OPTIMIZATION_CAPABILITIES", "")
     precision = _precision(config.precision, has_bf16)
-    threads = config.threads or usable_cores()
+    threads, _ = threads_of(config)
     options = ort_runtime.session_options(ort, threads, config.fusions)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    properties = _properties(precision, threads, config)
+    options.add_provider_for_devices([device], {"load_config": json.dumps({"CPU": properties})})
+    session = ort_runtime.load(ort, model, options, None)
+    stored = ort_runtime.stored_precision(session, model)
+    shown = precision if stored == "fp32" else f"int8+{precision}"
+    opened = OpenVinoSession(session, "OpenVINOExecutionProvider", threads, shown)
+    return opened if config.streams == 1 else share_session(opened, config.streams)
+
+
+def _properties(precision: str, threads: int, config: RuntimeConfig) -> dict[str, str]:
+    """Return OpenVINO's properties; the CPU plugin refuses a name or a value it does not know."""
     properties = {
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
         "INFERENCE_NUM_THREADS": str(threads),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    options.add_provider_for_devices([device], {"load_config": json.dumps({"CPU": properties})})
-    session = ort_runtime.load(ort, model, options, None)
-    stored = ort_runtime.stored_precision(session, model)
-    shown = precision if stored == "fp32" else f"int8+{precision}"
-    return OpenVinoSession(session, "OpenVINOExecutionProvider", threads, shown)
+    if config.streams > 1:
+        properties |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": str(config.streams)}
+    if config.pinned is not None:
+        properties["ENABLE_CPU_PINNING"] = "YES" if config.pinned else "NO"
+    return properties
 
 
 def _precision(wanted: str, has_bf16: bool) -> str:

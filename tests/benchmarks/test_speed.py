@@ -70,6 +70,17 @@ def test_planted_times_come_out():
     assert runs["fp32-ort", "offline"].speedup.ends() == [1.0, 1.0]
 
 
+def test_a_variant_may_have_a_batch_of_its_own():
+    world = World()
+    sessions = {name: world.session(name, lambda call: 1.0) for name in ("few", "many")}
+    makers = {"few": lambda n: batch(2), "many": lambda n: batch(16)}
+    config = SpeedConfig(("offline",), rounds=3, seconds_per_round=0.02)
+    runs = measure_speed(sessions, makers, "few", config, clock=world.clock, wait=world.wait)
+    assert [run.batch for run in runs] == [2, 16]
+    assert [run.images_per_s.estimate for run in runs] == pytest.approx([1000, 1000])
+    assert runs[1].speedup.estimate == pytest.approx(1)
+
+
 def test_slow_models_still_get_their_least_number_of_calls():
     runs, _ = measured(base=lambda call: 50.0)
     assert [slot.calls for slot in runs["fp32-ort", "single-stream"].samples.slots] == [2] * 5
