@@ -38,6 +38,7 @@ _BATCH, _LAYERS = 8, 24
 _SHAPES = {"3x3 convolutions": (256, 28, 3), "1x1 convolutions": (1024, 14, 1)}
 """Channels in and out, pixels a side, kernel."""
 _MATRIX = 2048
+_UNIFORM_STD = 73.3  # of whole numbers from -127 to 127
 _LEAST_COPY, _MOST_COPY = 1 << 28, 1 << 31
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
@@ -160,7 +161,9 @@ def convolution_chain(channels: int, side: int, kernel: int, layers: int) -> onn
 
     constant("scale", np.array(0.02, np.float32))
     constant("zero", np.array(0, np.uint8))
-    constant("weight_scale", np.full(channels, 0.01 / channels**0.5, np.float32))
+    # He's initialization, so that values neither fade nor overflow from layer to layer.
+    spread = (2 / (channels * kernel * kernel)) ** 0.5 / _UNIFORM_STD
+    constant("weight_scale", np.full(channels, spread, np.float32))
     constant("weight_zero", np.zeros(channels, np.int8))
     last = quantized("input")
     for layer in range(layers):
@@ -168,7 +171,10 @@ def convolution_chain(channels: int, side: int, kernel: int, layers: int) -> onn
         weight = constant(f"w{layer}", generator.integers(-127, 128, shape).astype(np.int8))
         nodes.append(
             helper.make_node(
-                "DequantizeLinear", [weight, "weight_scale", "weight_zero"], [f"w{layer}/dq"], axis=0
+                "DequantizeLinear",
+                [weight, "weight_scale", "weight_zero"],
+                [f"w{layer}/dq"],
+                axis=0,
             )
         )
         nodes.append(

@@ -51,8 +51,8 @@ def _machine(rows: Sequence[_Row]) -> Iterator[str]:
         if "value" not in row:
             yield f"- {row['load']}: did not run: {row['reason']}"
             continue
-        low, high = row["value_ci95"]
-        yield f"- {row['load']}: {row['value'] / 1e9:.1f} [{low / 1e9:.1f}, {high / 1e9:.1f}] thousand million {row['unit']}"  # fmt: skip
+        value, low, high = (f"{n / 1e9:,.1f}" for n in (row["value"], *row["value_ci95"]))
+        yield f"- {row['load']}: {value} [{low}, {high}] x 10^9 {row['unit']}"
 
 
 def _speed(title: str, rows: Sequence[_Row]) -> Iterator[str]:
@@ -105,8 +105,8 @@ def _roofline(row: _Row) -> str:
 
 def _jpeg(rows: Sequence[_Row]) -> Iterator[str]:
     first = rows[0]
-    side = f", {first['short_side']} pixels" if "short_side" in first else ""
-    yield from _head(f"JPEG to label{side}, {first['layout']}, {first['scenario']}", _JPEG)
+    size = f"short side {first['short_side']}"
+    yield from _head(f"JPEG to label, {size}, {first['layout']}, {first['scenario']}", _JPEG)
     for row in rows:
         yield _line([row["way"], *_figures(row, _labelled, len(_JPEG) - 1)])
 

@@ -84,7 +84,11 @@ def torchvision_transforms(spec: InputSpec) -> Decode:
     """Return torchvision's usual evaluation transforms, from a file to float32 (C, H, W)."""
     torch = require("torch", "torch", "The JPEG comparison")
     transforms = require("torchvision.transforms", "torch", "The JPEG comparison")
-    if not isinstance(spec.resize, int) or spec.crop != "center" or spec.interpolation != "bilinear":
+    if (
+        not isinstance(spec.resize, int)
+        or spec.crop != "center"
+        or spec.interpolation != "bilinear"
+    ):
         raise UserError("the comparison needs a bilinear resize of the short side and a crop.")
     chain = transforms.Compose([
         transforms.Resize(spec.resize), transforms.CenterCrop(spec.size), transforms.ToTensor(),
@@ -100,9 +104,7 @@ def torchvision_transforms(spec: InputSpec) -> Decode:
     return decode
 
 
-def find_photos(
-    data: Path, files: Files, folder: Path, count: int, short_side: int
-) -> Photos:
+def find_photos(data: Path, files: Files, folder: Path, count: int, short_side: int) -> Photos:
     """Spread photos over the val split, with this short side (232: as they are)."""
     made = [enlarged(path, short_side, folder) for path in spread_photos(data, "val", count)]
     source = FileSource("photos", "val", folder, made, [0] * len(made), ())

@@ -124,7 +124,13 @@ def _torch() -> Iterator[Row]:
     for mode, settings in MODES.items():
         space = _COMPILED if settings.compiled else Space()
         yield Row(
-            "torch", mode, settings.precision, MODULE, torch_mode(mode), space, quick=mode == "eager"
+            "torch",
+            mode,
+            settings.precision,
+            MODULE,
+            torch_mode(mode),
+            space,
+            quick=mode == "eager",
         )
     yield Row("torch", "INT8, FX x86", "int8", "fx", torch_script, quick=True)
     yield Row("torch", "INT8, PT2E and Inductor", "int8", "pt2e", torch_program, _COMPILED)

@@ -147,9 +147,7 @@ class Bench:
                 session.close()
         return found
 
-    def _compare(
-        self, timed: Sequence[Timed], scenario: str, sessions: dict[str, Session]
-    ) -> None:
+    def _compare(self, timed: Sequence[Timed], scenario: str, sessions: dict[str, Session]) -> None:
         """Hold the logits of each row against the baseline's; drop rows that compute otherwise."""
         count = self.plan.query
         if BASELINE not in sessions:
