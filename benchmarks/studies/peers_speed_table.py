@@ -73,8 +73,12 @@ def _settings(row: _Row) -> list[str]:
 
 
 def _times(row: _Row) -> list[str]:
-    rate = "" if row["images_per_s"] is None else f"{row['images_per_s']:.4g}"
+    rate = "" if row["images_per_s"] is None else _rate(row["images_per_s"])
     return [f"{row['p50_ms']:.3g}", rate, _ratio(row)]
+
+
+def _rate(images: float) -> str:
+    return f"{images:,.0f}" if images >= 100 else f"{images:.3g}"
 
 
 def _ratio(row: _Row) -> str:
@@ -96,10 +100,10 @@ def _roofline(row: _Row) -> str:
     low, high = (100 * end for end in row["share_of_peak_ci95"])
     return (
         f"{row['roofline']} reaches {100 * row['share_of_peak']:.0f} % [{low:.0f}, {high:.0f}] of "
-        f"the INT8 peak ({row['peak_by']}): {row['images_per_s']:.4g} of "
-        f"{row['compute_limit']:.4g} images/s, {row['multiply_adds'] / 1e6:,.0f} million "
+        f"the INT8 peak ({row['peak_by']}): {_rate(row['images_per_s'])} of "
+        f"{_rate(row['compute_limit'])} images/s, {row['multiply_adds'] / 1e6:,.0f} million "
         f"multiply-adds an image; reading weights and input from memory would allow "
-        f"{row['memory_limit']:.4g}."
+        f"{_rate(row['memory_limit'])}."
     )
 
 

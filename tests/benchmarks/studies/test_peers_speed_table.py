@@ -62,10 +62,10 @@ def test_tables_of_models_and_photos(tmp_path: Path) -> None:
     ) == 1  # fmt: skip
     assert "- 1x1: did not run: no torch" in lines
     assert (
-        "| OpenVINO | INT8 | float | int8+bf16 | 2 x 1, 32 | 12.3 | 1234 "
+        "| OpenVINO | INT8 | float | int8+bf16 | 2 x 1, 32 | 12.3 | 1,234 "
         "| 9.88x [9.50, 10.10] | 31.2 |"
     ) in lines
-    assert "| onnxruntime | FP32 | float | fp32 | 2 x 1, 32 | 12.3 | 1234 | 1x |  |" in lines
+    assert "| onnxruntime | FP32 | float | fp32 | 2 x 1, 32 | 12.3 | 1,234 | 1x |  |" in lines
     (failed,) = (line for line in lines if "torch.compile" in line)
     assert "did not run: no / compiler" in failed
     (roof,) = (line for line in lines if "% [28, 33] of" in line)
