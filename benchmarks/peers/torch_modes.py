@@ -73,9 +73,7 @@ class TorchMode:
         if self._function is None:
             raise RuntimeError("the session is closed")
         torch.set_num_threads(self.threads)
-        # Inductor freezes weights without gradients only; its guide uses no_grad.
-        without = torch.no_grad() if self._mode.compiled else torch.inference_mode()
-        with without, self._context(torch):
+        with self._contexts(torch):
             tensor = torch.from_numpy(inputs)
             if self._mode.bf16:
                 tensor = tensor.to(torch.bfloat16)
@@ -87,11 +85,13 @@ class TorchMode:
     def close(self) -> None:
         self._function = None
 
-    def _context(self, torch: Any) -> contextlib.AbstractContextManager[Any]:
-        if not self._mode.autocast:
-            return contextlib.nullcontext()
-        context: contextlib.AbstractContextManager[Any] = torch.autocast("cpu", torch.bfloat16)
-        return context
+    def _contexts(self, torch: Any) -> contextlib.ExitStack:
+        stack = contextlib.ExitStack()
+        # Inductor freezes weights without gradients only; its guide uses no_grad.
+        stack.enter_context(torch.no_grad() if self._mode.compiled else torch.inference_mode())
+        if self._mode.autocast:
+            stack.enter_context(torch.autocast("cpu", torch.bfloat16))
+        return stack
 
 
 def open_module(module: nn.Module, name: str, threads: int) -> TorchMode:
@@ -102,25 +102,25 @@ def open_module(module: nn.Module, name: str, threads: int) -> TorchMode:
     """
     if name not in MODES:
         raise UserError(f'torch has no mode "{name}" here.', nearest(name, MODES))
-    torch = require("torch", "torch", "A torch model")
+    torch: Any = require("torch", "torch", "A torch model")
     mode = MODES[name]
-    own = copy.deepcopy(module).eval()
+    own: Any = copy.deepcopy(module).eval()
     if mode.bf16:
         own = own.to(torch.bfloat16)
     if mode.channels_last:
-        own = own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        own = own.to(memory_format=torch.channels_last)
     return TorchMode(_compiled(own) if mode.compiled else own, mode, threads)
 
 
 def open_script(path: Path, threads: int) -> TorchMode:
     """Open a quantized TorchScript file: torch's FX graph mode in its own INT8 kernels."""
-    torch = require("torch", "torch", "A torch model")
+    torch: Any = require("torch", "torch", "A torch model")
     return TorchMode(torch.jit.load(str(path)), Mode(), threads, "int8+fp32")
 
 
 def open_program(path: Path, threads: int) -> TorchMode:
     """Open a quantized program of torch.export, lowered to INT8 kernels by torch.compile."""
-    torch = require("torch", "torch", "A torch model")
+    torch: Any = require("torch", "torch", "A torch model")
     # Importing the quantizer registers the operators and the lowering.
     require("torchao.quantization.pt2e.quantize_pt2e", EXTRA, "A quantized program")
     require("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer", EXTRA, "Its lowering")
@@ -129,8 +129,7 @@ def open_program(path: Path, threads: int) -> TorchMode:
 
 
 def _compiled(module: Any) -> Callable[[Any], Any]:
-    import torch
-
+    torch: Any = require("torch", "torch", "torch.compile")
     # Beyond its limit torch would go on uncompiled; fullgraph makes that an error.
     torch._dynamo.config.recompile_limit = _RECOMPILES
     function: Callable[[Any], Any] = torch.compile(

@@ -211,7 +211,7 @@ def _matrices() -> Load:
 
 
 def _int_mm(side: int) -> Session:
-    torch = require("torch", "torch", "oneDNN's INT8 product")
+    torch: Any = require("torch", "torch", "oneDNN's INT8 product")
     generator = torch.Generator().manual_seed(0)
     a, b = (
         torch.randint(-128, 128, (side, side), dtype=torch.int8, generator=generator)
@@ -238,7 +238,7 @@ class _NumpyCopy(FunctionSession):
         )
 
     def _copy(self, rows: NDArray[Any]) -> NDArray[Any]:
-        list(self._pool.map(lambda part: np.copyto(*part), self._parts))
+        list(self._pool.map(_copy_part, self._parts))
         return rows
 
     def close(self) -> None:
@@ -247,8 +247,12 @@ class _NumpyCopy(FunctionSession):
         super().close()
 
 
+def _copy_part(part: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> None:
+    np.copyto(*part)
+
+
 def _torch_copy(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> Session:
-    torch = require("torch", "torch", "torch's copy")
+    torch: Any = require("torch", "torch", "torch's copy")
     to, of = torch.from_numpy(target), torch.from_numpy(source)
 
     def call(rows: NDArray[Any]) -> NDArray[Any]:

@@ -82,7 +82,7 @@ class Photos:
 
 def torchvision_transforms(spec: InputSpec) -> Decode:
     """Return torchvision's usual evaluation transforms, from a file to float32 (C, H, W)."""
-    torch = require("torch", "torch", "The JPEG comparison")
+    torch: Any = require("torch", "torch", "The JPEG comparison")
     transforms = require("torchvision.transforms", "torch", "The JPEG comparison")
     if (
         not isinstance(spec.resize, int)
