@@ -17,8 +17,9 @@ from deploy_tools.runtimes import Session
 class Streams:
     """Cuts what it is given into chunks; each stream takes the next one when it is free.
 
-    sessions: one a stream, all of the same model. chunk: images a call. `run` may be called by as
-    many threads at a time as there are streams.
+    sessions: one a stream, all of the same model; or a single one with `streams` of its own, among
+    which it shares each chunk. chunk: images a call. `run` may be called by as many threads at a
+    time as there are streams.
     Raises UserError without sessions and for a chunk below 1.
     """
 
@@ -29,12 +30,14 @@ class Streams:
         self.runtime, self.provider = first.runtime, first.provider
         self.threads, self.precision = first.threads, first.precision
         self.input_name, self.output_names = first.input_name, first.output_names
-        self.streams, self.chunk = len(sessions), chunk
+        self.chunk = chunk
         self._sessions = tuple(sessions)
         self._free: SimpleQueue[Session] = SimpleQueue()
         for session in sessions:
-            self._free.put(session)
-        self._pool = ThreadPoolExecutor(self.streams) if self.streams > 1 else None
+            for _ in range(getattr(session, "streams", 1)):
+                self._free.put(session)
+        self.streams = self._free.qsize()
+        self._pool = ThreadPoolExecutor(len(sessions)) if len(sessions) > 1 else None
 
     def run(self, inputs: NDArray[Any]) -> tuple[NDArray[np.float32], ...]:
         """Return the outputs for all inputs, in their order."""

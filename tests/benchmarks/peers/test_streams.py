@@ -68,6 +68,26 @@ def test_streams_run_side_by_side_each_one_call_at_a_time() -> None:
     streams.close()
 
 
+def test_a_session_with_streams_of_its_own_takes_as_many_callers() -> None:
+    met = threading.Barrier(2, timeout=10)
+
+    def model(inputs):
+        met.wait()  # both callers are inside
+        return inputs
+
+    session = FunctionSession("some", "fp32", model)
+    session.streams = 2  # type: ignore[attr-defined]
+    streams = Streams([session], 4)
+    assert streams.streams == 2
+    callers = [threading.Thread(target=streams.run, args=(np.zeros((4, 1)),)) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(20)
+    assert met.n_waiting == 0
+    assert not met.broken
+
+
 def test_nothing_to_run_is_refused() -> None:
     with pytest.raises(UserError, match="run nothing"):
         Streams([], 1)
