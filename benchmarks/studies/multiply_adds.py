@@ -42,7 +42,7 @@ def work_of(proto: onnx.ModelProto) -> Work:
     image.type.tensor_type.shape.dim[0].dim_value = 1
     del single.graph.value_info[:]  # of any batch
     for output in single.graph.output:
-        output.type.tensor_type.shape.dim[0].ClearField("dim_param")
+        output.type.tensor_type.ClearField("shape")
     shapes = _shapes(shape_inference.infer_shapes(single, data_prop=True))
     weights = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
     weights |= _constants(proto)

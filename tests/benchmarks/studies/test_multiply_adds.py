@@ -63,7 +63,8 @@ def test_a_model_without_layers_says_so() -> None:
 def test_an_unknown_shape_says_so() -> None:
     nodes = [
         helper.make_node("Odd", ["input"], ["a"], domain="some"),
-        helper.make_node("Conv", ["a", "w"], ["out"], name="conv"),
+        helper.make_node("Conv", ["a", "w"], ["b"], name="conv"),
+        helper.make_node("Relu", ["b"], ["out"]),
     ]
     odd = model(nodes, {"w": (6, 4, 3, 3)})
     odd.opset_import.append(helper.make_opsetid("some", 1))

@@ -28,7 +28,7 @@ def test_models_by_name(tmp_path: Path) -> None:
     assert names == ["resnet20", "resnet18-flowers", "resnet50-random"]
     assert [c.name for c in study.chosen_cases(tmp_path, ("resnet18-flowers",))] == names[1:2]
     with pytest.raises(UserError, match="resnet50-random"):
-        study.chosen_cases(tmp_path, ("resnet50",))
+        study.chosen_cases(tmp_path, ("resnet50-randon",))
 
 
 def test_small_images_make_large_queries(tmp_path: Path) -> None:
