@@ -132,7 +132,8 @@ def _compiled(module: Any) -> Callable[[Any], Any]:
     torch: Any = require("torch", "torch", "torch.compile")
     # Beyond its limit torch would go on uncompiled; fullgraph makes that an error.
     torch._dynamo.config.recompile_limit = _RECOMPILES
-    function: Callable[[Any], Any] = torch.compile(
-        module, fullgraph=True, dynamic=False, options={"freezing": True}
-    )
+    # For the whole process, as Inductor's guide does it: given as an option of torch.compile it
+    # does not reach the lowering of quantized programs (torch 2.15).
+    torch._inductor.config.freezing = True
+    function: Callable[[Any], Any] = torch.compile(module, fullgraph=True, dynamic=False)
     return function
