@@ -47,7 +47,7 @@ def test_the_public_network_has_its_published_work(demo_onnx: Path) -> None:
     channels, side = image[1].dim_value, image[2].dim_value
     first = side * side * 16 * channels * 9
     stage = [6 * 16 * 16 * 9 * side**2]
-    for width, at in ((32, -(-side // 2)), (64, -(-(-(-side // 2)) // 2))):
+    for width, at in ((32, (side + 1) // 2), (64, (side + 3) // 4)):
         stage.append((width // 2 * width + 5 * width * width) * 9 * at**2)
     body = first + sum(stage) + 64 * 10
     # A projection on the shortcut, where the model has one, adds little.

@@ -125,7 +125,10 @@ def test_the_fastest_setting_is_chosen(bench: Bench) -> None:
 
         return FunctionSession("some", "int8", call)
 
-    rows = (ROWS[0], row("slow", "fast at 4", opened, space=Space(streams=False, divisors=(8, 4, 1))))
+    rows = (
+        ROWS[0],
+        row("slow", "fast at 4", opened, space=Space(streams=False, divisors=(8, 4, 1))),
+    )
     found = bench.measure(rows, "offline")[1]
     assert found.search.best.chunk == 4
     assert {setting.chunk for setting in found.search.tried} == {2, 4, 16}
@@ -151,7 +154,7 @@ def test_sessions_are_closed_whatever_happens(bench: Bench, monkeypatch) -> None
 
 def test_without_the_baseline_nothing_is_measured(bench: Bench) -> None:
     broken = (Row("onnxruntime", "FP32", "fp32", "fp32", fails), ROWS[1])
-    with pytest.raises(UserError, match="baseline does not run: .*no such kernel"):
+    with pytest.raises(UserError, match="baseline does not run: RuntimeError"):
         bench.measure(broken, "offline")
     with pytest.raises(UserError, match="it is no row"):
         bench.measure(ROWS[1:2], "offline")
