@@ -44,11 +44,11 @@ def test_labels_come_in_order_and_calls_go_on_through_the_source() -> None:
 
 
 def test_decoding_goes_on_while_the_model_runs() -> None:
-    """The model's first call waits until an image of a later batch is decoded."""
+    """The model's first call waits until the last of the two batches ahead is decoded."""
     later = threading.Event()
 
     def slow(path: Path) -> np.ndarray:
-        if int(path.stem) >= 2:
+        if int(path.stem) == 5:
             later.set()
         return decode(path)
 

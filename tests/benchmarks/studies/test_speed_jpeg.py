@@ -46,6 +46,15 @@ def test_our_fastest_way_is_held_against_each_of_the_others() -> None:
     assert (second.value, second.target, second.met) == (pytest.approx(1.5), ">= 1.6", False)
 
 
+def test_ours_is_ours_even_where_another_is_faster() -> None:
+    first, second = claims_of(
+        run(REFERENCE, 30.0), run(OPENVINO, 5.0), run(f"{US}, OpenVINO", 10.0)
+    )
+    assert (first.value, first.met) == (pytest.approx(3.0), True)
+    assert (second.value, second.met) == (pytest.approx(0.5), False)
+    assert f"{US}, OpenVINO over {OPENVINO}" in second.name
+
+
 def test_a_way_that_did_not_run_is_not_met() -> None:
     first, second = claims_of(run(REFERENCE, 30.0), run(f"{US}, OpenVINO", 8.0))
     assert first.met
