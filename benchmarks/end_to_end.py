@@ -47,7 +47,8 @@ class PathToLabel:
         self.runtime, self.provider = session.runtime, session.provider
         self.threads, self.precision = session.threads, session.precision
         self.streams = getattr(session, "streams", 1)
-        self.input_name, self.output_names = session.input_name, ("label",)
+        self.input_name = session.input_name
+        self.output_names: tuple[str, ...] = ("label",)
 
     def run(self, inputs: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """Classify as many of the next images as `inputs` has rows; returns their labels."""

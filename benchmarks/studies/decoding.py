@@ -51,16 +51,16 @@ def main(results: Results, data: Path, checkpoint: Path) -> None:
     timed, judged = (12, 60) if results.quick else (48, 368)
     with tempfile.TemporaryDirectory() as folder:
         session = _session(checkpoint, Path(folder))
-        photos = _spread(data, "val", judged)
+        photos = spread_photos(data, "val", judged)
         for short in SHORT_SIDES:
-            enlarged = [_enlarged(p, short, Path(folder)) for p in photos[:timed]]
-            _time(results, enlarged, short)
+            made = [enlarged(p, short, Path(folder)) for p in photos[:timed]]
+            _time(results, made, short)
         for name, short, spec in (
             ("as they are", 232, SPEC),
             ("enlarged", 928, SPEC),
             ("small input", 232, SMALL),
         ):
-            files = [_enlarged(p, short, Path(folder)) for p in photos]
+            files = [enlarged(p, short, Path(folder)) for p in photos]
             for decoder in ("cropped", "scaled"):
                 _compare(results, session, files, spec, f"{name}, {decoder}")
 
@@ -171,7 +171,7 @@ def _session(checkpoint: Path, folder: Path) -> Session:
     return open_session(path, RuntimeConfig(threads=1))
 
 
-def _spread(data: Path, split: str, count: int) -> list[Path]:
+def spread_photos(data: Path, split: str, count: int) -> list[Path]:
     """Return `count` photos of a split, spread over it, so that every class is there."""
     source = open_folder(data, split)
     if len(source) < count:
@@ -179,7 +179,7 @@ def _spread(data: Path, split: str, count: int) -> list[Path]:
     return [source.path(i * len(source) // count) for i in range(count)]
 
 
-def _enlarged(path: Path, short: int, folder: Path) -> Path:
+def enlarged(path: Path, short: int, folder: Path) -> Path:
     """Return the photo with this short side; 232 is the photo as it is."""
     if short == 232:
         return path

@@ -1,0 +1,158 @@
+"""Markdown tables of what `peers_speed --keep DIR` kept: a section a model and scenario.
+
+python -m benchmarks.studies.peers_speed_table benchmarks/results/peers_speed-*.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deploy_tools.errors import ArtifactError, DeployToolsError
+
+_Row = Mapping[str, Any]
+_SPEED = (
+    "tool", "way", "input", "runs in", "streams x threads, images a call", "p50, ms", "images/s",
+    "over onnxruntime FP32", "logit SQNR, dB",
+)  # fmt: skip
+_JPEG = ("way", "p50 of a call, ms", "images/s", "over the first", "FP32's labels, %")
+
+
+def table(kept: Sequence[Mapping[str, Any]]) -> str:
+    """Return Markdown of several results: machine, models, photos, and the claims not met."""
+    rows = [row for result in kept for row in result["rows"]]
+    parts = ["\n".join(_machine(rows))] if any("load" in row for row in rows) else []
+    speed = [row for row in rows if "tool" in row]
+    for model, scenario in dict.fromkeys((row["model"], row["scenario"]) for row in speed):
+        own = [row for row in rows if (row.get("model"), row.get("scenario")) == (model, scenario)]
+        parts.append("\n".join(_speed(f"{model}, {scenario}", own)))
+    photos = [row for row in rows if "layout" in row]
+    keys = ("short_side", "layout", "scenario")
+    for names in dict.fromkeys(tuple(row.get(key) for key in keys) for row in photos):
+        own = [row for row in photos if tuple(row.get(key) for key in keys) == names]
+        parts.append("\n".join(_jpeg(own)))
+    missed = [claim for result in kept for claim in result["claims"] if not claim["met"]]
+    if missed:
+        lines = [f"- {c['name']}: {_number(c['value'])} (target {c['target']})" for c in missed]
+        parts.append("\n".join(["Claims not met:", "", *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _machine(rows: Sequence[_Row]) -> Iterator[str]:
+    """The measured loads; results that were kept in one run hold the same ones."""
+    yield "### The machine\n"
+    seen = {json.dumps(row, sort_keys=True): row for row in rows if "load" in row}
+    for row in seen.values():
+        if "value" not in row:
+            yield f"- {row['load']}: did not run: {row['reason']}"
+            continue
+        value, low, high = (f"{n / 1e9:,.1f}" for n in (row["value"], *row["value_ci95"]))
+        yield f"- {row['load']}: {value} [{low}, {high}] x 10^9 {row['unit']}"
+
+
+def _speed(title: str, rows: Sequence[_Row]) -> Iterator[str]:
+    yield from _head(title, _SPEED)
+    for row in rows:
+        if "tool" in row:
+            names = [str(row[name]) for name in ("tool", "way", "input")]
+            yield _line(names + _figures(row, _settings, len(_SPEED) - len(names)))
+    for row in rows:
+        if "roofline" in row:
+            yield "\n" + _roofline(row)
+
+
+def _settings(row: _Row) -> list[str]:
+    sqnr = "" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
+    shown = f"{row['streams']} x {row['threads']}, {row['chunk']}"
+    return [str(row["runs_in"]), shown, *_times(row), sqnr]
+
+
+def _times(row: _Row) -> list[str]:
+    rate = "" if row["images_per_s"] is None else _rate(row["images_per_s"])
+    return [f"{row['p50_ms']:.3g}", rate, _ratio(row)]
+
+
+def _rate(images: float) -> str:
+    return f"{images:,.0f}" if images >= 100 else f"{images:.3g}"
+
+
+def _ratio(row: _Row) -> str:
+    if row["speedup"] is None:
+        return ""
+    low, high = row["speedup_ci95"]
+    return "1x" if low == high == 1 else f"{row['speedup']:.2f}x [{low:.2f}, {high:.2f}]"
+
+
+def _figures(row: _Row, shown: Callable[[_Row], list[str]], columns: int) -> list[str]:
+    """The cells of a row that ran, or the reason why it did not."""
+    if row.get("status"):
+        reason = str(row["reason"]).replace("|", "/")
+        return [f"did not run: {reason}", *[""] * (columns - 1)]
+    return shown(row)
+
+
+def _roofline(row: _Row) -> str:
+    low, high = (100 * end for end in row["share_of_peak_ci95"])
+    return (
+        f"{row['roofline']} reaches {100 * row['share_of_peak']:.0f} % [{low:.0f}, {high:.0f}] of "
+        f"the INT8 peak ({row['peak_by']}): {_rate(row['images_per_s'])} of "
+        f"{_rate(row['compute_limit'])} images/s, {row['multiply_adds'] / 1e6:,.0f} million "
+        f"multiply-adds an image; reading weights and input from memory would allow "
+        f"{_rate(row['memory_limit'])}."
+    )
+
+
+def _jpeg(rows: Sequence[_Row]) -> Iterator[str]:
+    first = rows[0]
+    size = f"short side {first['short_side']}"
+    yield from _head(f"JPEG to label, {size}, {first['layout']}, {first['scenario']}", _JPEG)
+    for row in rows:
+        yield _line([row["way"], *_figures(row, _labelled, len(_JPEG) - 1)])
+
+
+def _labelled(row: _Row) -> list[str]:
+    return [*_times(row), f"{100 * row['agreement']:.2f}"]
+
+
+def _head(title: str, names: Sequence[str]) -> Iterator[str]:
+    yield f"### {title}\n"
+    yield _line(names)
+    yield f"|{'|'.join(['---'] * len(names))}|"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(values, dict) or values.get("study") != "peers_speed":
+        raise ArtifactError(f"{path} is not what peers_speed --keep writes.")
+    return values
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+def command(files: tuple[Path, ...]) -> None:
+    """Print the tables of FILES."""
+    try:
+        click.echo(table([_read(path) for path in files]), nl=False)
+    except DeployToolsError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,183 @@
+"""One model in one scenario: find each row's setting, then time all rows in one interleaved run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.peers.setting import Search, Setting, find_setting
+from benchmarks.peers.worker import reason_of, short
+from benchmarks.speed import MakeBatch, SpeedConfig, SpeedRun, measure_speed
+from benchmarks.statistics import logit_sqnr
+from benchmarks.studies.speed_files import Files
+from benchmarks.studies.speed_rows import BASELINE, Row
+from deploy_tools.data.source import ImageSource, batches
+from deploy_tools.data.spec import InputSpec
+from deploy_tools.errors import DeployToolsError, UserError
+from deploy_tools.runtimes import Session
+from deploy_tools.runtimes.base import usable_cores
+
+Say = Callable[[str], None]
+LEAST_SQNR_DB = 5.0
+"""Below this against FP32 a row does not compute the model, whatever its speed."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to measure. query: images of an offline query; final, search: how long (their scenarios
+    and batch are filled in)."""
+
+    query: int
+    final: SpeedConfig
+    search: SpeedConfig
+
+    def config(self, base: SpeedConfig, scenario: str) -> SpeedConfig:
+        """Return `base` for one scenario and this plan's query."""
+        return replace(base, scenarios=(scenario,), batch=self.query)
+
+
+@dataclass
+class Timed:
+    """What became of a row. run: None where it did not run, and `reason` says why.
+
+    sqnr_db: of its logits against the baseline's, None for the baseline.
+    """
+
+    row: Row
+    reason: str = ""
+    search: Search | None = None
+    runs_in: str = ""
+    sqnr_db: float | None = None
+    run: SpeedRun | None = None
+
+
+@dataclass
+class Bench:
+    """The rows of one model with their files and images."""
+
+    files: Files
+    images: ImageSource
+    plan: Plan
+    say: Say = field(default=lambda line: None)
+    _made: dict[tuple[InputSpec, int], NDArray[Any]] = field(default_factory=dict)
+
+    def measure(self, rows: Sequence[Row], scenario: str) -> list[Timed]:
+        """Return one `Timed` a row, in their order; a row that fails stops no other.
+
+        Raises UserError where the baseline itself does not run.
+        """
+        timed = [Timed(row) for row in rows]
+        sessions: dict[str, Session] = {}
+        try:
+            for each in timed:
+                self._guarded(each, partial(self._open_best, each, scenario, sessions))
+            self._compare(timed, scenario, sessions)
+            running = {e.row.name: e for e in timed if e.row.name in sessions}
+            makers = {name: self.maker(each.row) for name, each in running.items()}
+            config = self.plan.config(self.plan.final, scenario)
+            for run in measure_speed(sessions, makers, BASELINE, config):
+                running[run.variant].run = run
+        finally:
+            for session in sessions.values():
+                session.close()
+        return timed
+
+    def maker(self, row: Row) -> MakeBatch:
+        """Return what makes a row's inputs: real images, as it takes them."""
+        spec = self.files.job.spec
+        return partial(self._inputs, spec.with_pixels() if row.pixels else spec)
+
+    def _inputs(self, spec: InputSpec, count: int) -> NDArray[Any]:
+        """Real images, repeated from the start where there are fewer; decoded once."""
+        if (spec, count) not in self._made:
+            indices = [i % len(self.images) for i in range(count)]
+            self._made[spec, count] = next(batches(self.images, spec, count, indices))[0]
+        return self._made[spec, count]
+
+    def _open_best(self, each: Timed, scenario: str, sessions: dict[str, Session]) -> None:
+        row, query = each.row, self.plan.config(self.plan.final, scenario).batch_of(scenario)
+        source = self.files.source(row.file)
+        failures: dict[Setting, str] = {}
+
+        def rates(settings: Sequence[Setting]) -> dict[Setting, float]:
+            return self._rates(row, settings, scenario, failures)
+
+        each.search = find_setting(row.space, usable_cores(), scenario, query, rates)
+        if each.search.tried[each.search.best] <= 0:
+            raise UserError(next(iter(failures.values()), "no setting answers in time."))
+        session = row.open(source, each.search.best)
+        sessions[row.name] = session
+        each.runs_in = session.precision
+        self.say(f"{row.name}, {scenario}: {each.search.best}")
+
+    def _rates(
+        self,
+        row: Row,
+        settings: Sequence[Setting],
+        scenario: str,
+        failures: dict[Setting, str],
+    ) -> dict[Setting, float]:
+        """Time a row's settings side by side; 0.0 for those that fail."""
+        found = dict.fromkeys(settings, 0.0)
+        source, config = self.files.source(row.file), self.plan.config(self.plan.search, scenario)
+        inputs = self.maker(row)(config.batch_of(scenario))
+        opened: dict[str, Session] = {}
+        by_name = {str(setting): setting for setting in settings}
+        try:
+            for name, setting in by_name.items():
+                try:
+                    opened[name] = row.open(source, setting)
+                    opened[name].run(inputs)
+                except Exception as error:  # every tool has its own classes
+                    failures[setting] = _why(error)
+                    if name in opened:
+                        opened.pop(name).close()
+            if opened:
+                first = next(iter(opened))
+                for run in measure_speed(opened, self.maker(row), first, config):
+                    if run.has_rate:
+                        found[by_name[run.variant]] = run.images_per_s.estimate
+        finally:
+            for session in opened.values():
+                session.close()
+        return found
+
+    def _compare(self, timed: Sequence[Timed], scenario: str, sessions: dict[str, Session]) -> None:
+        """Hold the logits of each row against the baseline's; drop rows that compute otherwise."""
+        count = self.plan.query
+        if BASELINE not in sessions:
+            reason = next((e.reason for e in timed if e.row.name == BASELINE), "it is no row")
+            raise UserError(f"the baseline does not run: {reason}")
+        logits = {
+            e.row.name: self._logits(e, sessions[e.row.name], count)
+            for e in timed
+            if e.row.name in sessions
+        }
+        for each in timed:
+            name = each.row.name
+            if name not in sessions or name == BASELINE:
+                continue
+            each.sqnr_db = min(logit_sqnr(logits[BASELINE], logits[name]), 200.0)  # inf if equal
+            if each.sqnr_db < LEAST_SQNR_DB:
+                each.reason = f"its logits are not the model's: {each.sqnr_db:.1f} dB"
+                sessions.pop(name).close()
+
+    def _logits(self, each: Timed, session: Session, count: int) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = session.run(self.maker(each.row)(count))[0]
+        return found
+
+    def _guarded(self, each: Timed, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # every tool has its own classes
+            each.reason = _why(error)
+            self.say(f"{each.row.name} did not run: {each.reason}")
+
+
+def _why(error: Exception) -> str:
+    return short(str(error)) if isinstance(error, DeployToolsError) else reason_of(error)
