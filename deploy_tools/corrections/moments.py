@@ -4,7 +4,7 @@ x are the values under a convolution's kernel, a column each output position. Un
 stands in as many columns as the kernel has positions, and H is a product of (in * kernel) rows.
 Where the stride is 1 two kernel positions meet the same pairs of values whenever they are shifted
 against each other alike: the 81 blocks of a 3x3 kernel come from 13 shifts and what differs at
-the borders, about a ninth of the products. The sums are the same, in another order.
+the borders, a seventh to a ninth of the products. The sums are the same, in another order.
 """
 
 from __future__ import annotations

@@ -92,9 +92,7 @@ def rounded_from_onnx(
     report = []
     for done, layer in enumerate(layers, start=1):
         weight = torch.from_numpy(parameters.weight(layer))
-        rounded, entry = _round_layer(
-            layer, weight, moments.pop(layer.name).mean(), config
-        )
+        rounded, entry = _round_layer(layer, weight, moments.pop(layer.name).mean(), config)
         parameters.set_weight(layer, rounded.numpy())
         report.append(entry)
         if progress:

@@ -24,6 +24,7 @@ from deploy_tools.onnx_files import (
     require_nodes,
 )
 from deploy_tools.quantization.dead_channels import scale_dead_channels
+from deploy_tools.quantization.indexed_model import index_model
 from deploy_tools.quantization.layouts import LAYOUTS, bypass_pairs
 from deploy_tools.quantization.prepare import prepared
 from deploy_tools.quantization.residual import main_branches
@@ -211,11 +212,13 @@ def _write(
         op_types_to_quantize=layout.known_op_types(),
         extra_options=dict(layout.options),
     )
+    index_model(quantizer)
     # The logits stay in float: a Gemm writes them at no cost, and 8 bits would cost accuracy.
     outputs = {value.name for value in proto.graph.output}
     for method in ("quantize_activation_tensor", "quantize_output_same_as_input"):
         setattr(quantizer, method, _without(getattr(quantizer, method), outputs))
     quantizer.quantize_model()
+    quantizer.model.finish()
     quantizer.model.topological_sort()
     result: onnx.ModelProto = quantizer.model.model
     stray = set(inner) & set(describe_quantization(result).activations)

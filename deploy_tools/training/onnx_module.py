@@ -79,9 +79,7 @@ class OnnxModule(nn.Module):
         """Return the values of these tensors, the input and the logits among them on request."""
         return dict(self.each_value(images, tensors))
 
-    def each_value(
-        self, images: Tensor, tensors: Collection[str]
-    ) -> Iterator[tuple[str, Tensor]]:
+    def each_value(self, images: Tensor, tensors: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield these tensors by name as soon as each is made, in graph order.
 
         Only what later nodes read stays in memory, and what the caller keeps.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
+from deploy_tools.corrections import scales
 from deploy_tools.corrections.scales import (
     ActivationNoise,
     Noise,
@@ -162,3 +166,24 @@ def test_decibels() -> None:
     assert decibels_less(Noise(9.0, 1.0), Noise(0.5, 0.5)) == pytest.approx(10)
     assert decibels_less(Noise(9.0, 4.0), Noise(0.5, 2.0), 0.25) == pytest.approx(10)
     assert decibels_less(Noise(0.0, 0.0), Noise(0.0, 0.0)) == 0
+
+
+def test_all_factors_are_gathered_at_once() -> None:
+    """The gradient of a gather is as long as all factors: one a tensor would be quadratic."""
+    count = 40
+    model = scales._Model(
+        [scales._Activation(activation([1.0, 2.0], first=2 * i), 1e-3) for i in range(count)],
+        [scales._Layer(layer([[1.0, 2.0]] * 2, [2 * i, 2 * i + 1], [0, 1]), False)
+         for i in range(count)],
+    )  # fmt: skip
+    logs = torch.zeros(2 * count, dtype=torch.float64, requires_grad=True)
+    waiting: list[Any] = [sum(model.sums(logs, 12.0)).grad_fn]  # type: ignore[union-attr]
+    seen: dict[int, Any] = {}
+    while waiting:
+        node = waiting.pop()
+        if node is not None and id(node) not in seen:
+            seen[id(node)] = node
+            waiting += [parent for parent, _ in node.next_functions]
+    kinds = [type(node).__name__ for node in seen.values()]
+    assert sum("Index" in kind for kind in kinds) == 1
+    assert len(kinds) > count
