@@ -260,39 +260,40 @@ def _report(task: Task) -> Stage:
     source = task.source("test")
     base = _predictions(task, source, "fp32.onnx")
     base.save(task.path("predictions/fp32-ort.npz"))
-    return lambda: write_report(_report_of(task, source), Path(task.folder))
+    arch = f"resnet{task.depth}-cifar"
+    return lambda: write_report(
+        two_file_report(Path(task.folder), arch, source, task.evaluation), Path(task.folder)
+    )
 
 
-def _report_of(task: Task, source: ImageSource) -> dict[str, Any]:
+def two_file_report(folder: Path, arch: str, source: ImageSource, images: int) -> dict[str, Any]:
+    """Return the report of fp32.onnx and int8.onnx, whose predictions lie in the folder."""
     from benchmarks.accuracy import accuracy_from_predictions
     from benchmarks.environment import describe_environment
     from benchmarks.predictions import Predictions
     from benchmarks.report import build_report, skipped, variant_entry
     from deploy_tools.version import __version__
 
-    names = ("fp32-ort", "int8-static-ort")
-    found = [Predictions.load(task.path(f"predictions/{name}.npz")) for name in names]
+    kinds = {"fp32-ort": ("fp32", None, None), "int8-static-ort": ("int8", "static", "ort-cpu")}
+    found = {name: Predictions.load(folder / f"predictions/{name}.npz") for name in kinds}
     variants = [
         variant_entry(
             id=name, precision=precision, method=method, target=target, runtime="onnxruntime",
-            provider="CPUExecutionProvider", accuracy=accuracy_from_predictions(each, found[0]),
-            speed=skipped("it is not what is measured here"), file=file,
+            provider="CPUExecutionProvider", file=f"{precision}.onnx",
+            accuracy=accuracy_from_predictions(found[name], found["fp32-ort"]),
+            speed=skipped("it is not what is measured here"),
             predictions=f"predictions/{name}.npz",
         )
-        for name, each, (precision, method, target, file) in zip(
-            names, found,
-            [("fp32", None, None, "fp32.onnx"), ("int8", "static", "ort-cpu", "int8.onnx")],
-            strict=True,
-        )
+        for name, (precision, method, target) in kinds.items()
     ]  # fmt: skip
     return build_report(
         tool={"name": "deploy-tools", "version": __version__},
-        model={"arch": f"resnet{task.depth}-cifar", "weights": "random"},
+        model={"arch": arch, "weights": "random"},
         data={
-            "name": source.name, "split": source.split, "images": task.evaluation,
-            "sha256": found[0].data, "classes": list(source.classes),
+            "name": source.name, "split": source.split, "images": images,
+            "sha256": found["fp32-ort"].data, "classes": list(source.classes),
         },
-        calibration=None, environment=describe_environment(), baseline=names[0],
+        calibration=None, environment=describe_environment(), baseline="fp32-ort",
         variants=variants, command="python -m benchmarks.studies.growth",
     )  # fmt: skip
 

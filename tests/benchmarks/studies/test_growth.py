@@ -47,9 +47,7 @@ def test_the_exponent_is_that_of_a_power(power: float) -> None:
         ([1, 4], [1.0, 0.0], "positive"),
     ],
 )
-def test_what_gives_no_fit_is_refused(
-    sizes: list[float], costs: list[float], message: str
-) -> None:
+def test_what_gives_no_fit_is_refused(sizes: list[float], costs: list[float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         fit_of(sizes, costs)
 
