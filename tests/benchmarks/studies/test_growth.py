@@ -97,10 +97,11 @@ def test_tasks_come_after_what_they_read(shared_data: Path, tmp_path: Path) -> N
     counts = dict.fromkeys(
         (axis, size) for axis, size, _ in rest
     )  # the last of each is what the split has
-    assert list(counts)[0] == (growth.CALIBRATION, 6)
+    assert next(iter(counts)) == (growth.CALIBRATION, 6)
     assert list(counts)[-1] == (growth.EVALUATION, 10_000)
     for axis, size, one in rest:
-        assert one.depth == 8 and one.folder == str(tmp_path / "8")
+        assert one.depth == 8
+        assert one.folder == str(tmp_path / "8")
         assert size == (one.calibration if axis == growth.CALIBRATION else one.evaluation)
 
 

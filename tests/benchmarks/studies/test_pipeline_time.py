@@ -37,7 +37,7 @@ def test_the_default_says_what_each_step_took(job: Job, tmp_path: Path) -> None:
     assert any(n.op_type == "QuantizeLinear" for n in load_onnx(path).graph.node)
     steps = read_steps(path)
     assert {
-        "observe channels", "weigh channels", "second moments", "round weights", "calibrate",
+        "observe channels", "weigh channels", "balance channels", "second moments", "round weights", "calibrate",
         "auto ranges", "mean outputs", "correct biases",
     } <= set(steps)  # fmt: skip
     assert list(steps.values()) == sorted(steps.values(), reverse=True)
