@@ -10,7 +10,7 @@ import onnx
 import pytest
 from correction_samples import Graph, Images, logits, normal_images, resnet18, two_convs
 from correction_samples import quantized as quantize
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnx_samples import saved, two_gemms
 
 from deploy_tools.errors import UserError
@@ -55,7 +55,10 @@ def test_a_constant_batch_computes_the_same_and_takes_no_other(kind: str, tmp_pa
         for value in (fixed.graph.input[0], fixed.graph.output[0])
     ]
     assert sizes == [2, 2]
-    assert fixed.metadata_props == load_onnx(model).metadata_props
+    notes, given = (
+        [(p.key, p.value) for p in proto.metadata_props] for proto in (fixed, load_onnx(model))
+    )
+    assert notes == given
 
 
 def test_what_no_constant_batch_can_be_made_of(tmp_path: Path) -> None:
@@ -67,7 +70,7 @@ def test_what_no_constant_batch_can_be_made_of(tmp_path: Path) -> None:
     assert not (tmp_path / "f.onnx").exists()
 
 
-def headed(*head: Any, opset: int = 20) -> onnx.ModelProto:
+def headed(*head: Any) -> onnx.ModelProto:
     """Conv, Relu and then: (kind, constant or None, attributes), each with one output."""
     graph = Graph(None, 3, 8, 8)
     tensor = graph.relu(graph.conv("a", graph.input, 3, 6))
@@ -186,10 +189,3 @@ def test_a_written_file_stays_the_same_function(target: str, tmp_path: Path) -> 
         changed = rewrite(written)
         onnx.checker.check_model(changed, full_check=True)
         np.testing.assert_array_equal(simulated(changed, images), wanted)
-    pooled = simulated(with_reduce_mean(written), images)
-    step = max(
-        float(numpy_helper.to_array(t).max())
-        for t in written.graph.initializer
-        if "pool" in t.name and t.name.endswith("_scale")
-    ) if any("pool_scale" in t.name for t in written.graph.initializer) else 0.0  # fmt: skip
-    assert np.abs(pooled - wanted).max() <= 1e-4 * np.abs(wanted).max() + 20 * step
