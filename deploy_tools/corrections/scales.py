@@ -151,6 +151,8 @@ class _Layer:
         self.mean_square = torch.from_numpy(one.mean_square.reshape(one.groups, -1))
         self.ids_out = torch.from_numpy(one.ids_out)
         self.log_peaks = torch.from_numpy(np.log(np.maximum(one.peaks, 1e-30)))
+        self.row_peaks = self.log_peaks.amax(1)
+        self._powers, self._norm = torch.empty(0), 0.0
         self.importance = torch.from_numpy(one.importance)
         self.positions = one.positions
         self.repeats = len(one.ids_out) // one.groups if one.groups > 1 else 1
@@ -159,11 +161,31 @@ class _Layer:
     def noise(self, into: Tensor, out: Tensor, norm: float) -> Tensor:
         """into, out: the logs of the factors of its input and output channels."""
         into = into.reshape(self.mean_square.shape)  # (groups, in / groups)
-        top = _largest(self.log_peaks - self._each(into), norm, 1)
+        top = self._tops(into, norm)
         if not self.per_channel:  # one step for all: the largest after scaling, seen from each
             top = _largest(top + out, norm, 0) - out
         power = self._each((self.mean_square * torch.exp(2 * into)).sum(1) * self.positions)
         return (self.importance * torch.exp(2 * top) * power).sum() / (12 * 127.0**2)
+
+    def _tops(self, into: Tensor, norm: float) -> Tensor:
+        """Return log max_i w_oi / f_i for each output (out,), or that of the p-norm over i.
+
+        (sum_i (w_oi / f_i)^p)^(1/p) is a product of the fixed matrix w^p, here in units of each
+        row's largest w, with the vector f^-p: much less work than a sum of exponentials. What
+        underflows in w^p is far below that largest, whatever the factors within their limit.
+        """
+        if math.isinf(norm):
+            return (self.log_peaks - self._each(into)).amax(1)
+        if norm != self._norm:
+            powers = torch.exp(norm * (self.log_peaks - self.row_peaks.unsqueeze(1)))
+            self._powers = powers.reshape(len(into), -1, into.shape[1])
+            self._norm = norm
+        factors = torch.exp(-norm * into)
+        if len(into) == 1:
+            sums = self._powers[0] @ factors[0]
+        else:
+            sums = (self._powers @ factors.unsqueeze(2)).reshape(-1)
+        return self.row_peaks + torch.log(sums) / norm
 
     def _each(self, values: Tensor) -> Tensor:
         """Return the values of each output's group; one group is broadcast."""

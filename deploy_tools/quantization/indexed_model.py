@@ -95,7 +95,9 @@ class IndexedModel:
 
     def add_node(self, node: onnx.NodeProto) -> None:
         """Append a node."""
-        self._base.add_node(node)
+        # The base's check, which looks an initializer up: here in the index.
+        checked = type(self._base)._check_node(self, node)
+        self.model.graph.node.append(checked)
         self._index(self.model.graph.node[-1])
 
     def remove_nodes(self, nodes: Iterable[onnx.NodeProto]) -> None:
