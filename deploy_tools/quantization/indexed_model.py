@@ -19,7 +19,10 @@ _MODULES = ("onnxruntime.quantization.qdq_quantizer", "onnxruntime.quantization.
 
 
 def index_model(quantizer: Any) -> None:
-    """Give a new QDQQuantizer an `IndexedModel`; call its `finish` after `quantize_model`."""
+    """Give a new QDQQuantizer an `IndexedModel`; call its `finish` after `quantize_model`.
+
+    It gets its ranges afterwards: with them it looks through the graph while it is made.
+    """
     for name in _MODULES:
         module = require(name, "", "Quantizing")
         # A function of those modules, not a method: nothing but replacing it lets it use the
