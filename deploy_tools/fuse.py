@@ -297,7 +297,7 @@ def _replace(module: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None
     """Put the new module wherever an old one is registered, which may be under several names."""
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):
-            if child in replaced:
+            if child is not None and child in replaced:
                 setattr(parent, name, replaced[child].eval())
 
 

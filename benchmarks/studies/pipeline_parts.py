@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 from benchmarks.peers.base import Job
@@ -93,7 +92,7 @@ class StepClock:
     """
 
     def __init__(self) -> None:
-        self._seconds: Counter[str] = Counter()
+        self._seconds: dict[str, float] = {}
         self._step = "begin"
         self._since = _cpu_seconds()
 
@@ -108,7 +107,7 @@ class StepClock:
 
     def _add(self, step: str) -> None:
         now = _cpu_seconds()
-        self._seconds[step] += now - self._since
+        self._seconds[step] = self._seconds.get(step, 0.0) + now - self._since
         self._since = now
 
 

@@ -120,9 +120,9 @@ def _window(layer: Layer, kernel: tuple[int, ...], shape: Sequence[int]) -> _Win
     return _Window(
         (kernel[0], kernel[1]),
         (int(shape[2]), int(shape[3])),
-        tuple(given.get("pads", (0,) * 4)),  # type: ignore[arg-type]
-        tuple(given.get("strides", (1, 1))),  # type: ignore[arg-type]
-        tuple(given.get("dilations", (1, 1))),  # type: ignore[arg-type]
+        tuple(given.get("pads", (0,) * 4)),
+        tuple(given.get("strides", (1, 1))),
+        tuple(given.get("dilations", (1, 1))),
     )
 
 

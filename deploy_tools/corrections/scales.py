@@ -214,7 +214,7 @@ class _Model:
 
     def sums(self, logs: Tensor, norm: float) -> tuple[Tensor, Tensor]:
         """Return the noise of the activations and that of the weights."""
-        parts = iter(logs[self._ids].split(self._sizes))
+        parts = iter(torch.split(logs[self._ids], self._sizes))
         first = [one.noise(next(parts), norm) for one in self.activations]
         second = [one.noise(next(parts), next(parts), norm) for one in self.layers]
         return _total(first), _total(second)

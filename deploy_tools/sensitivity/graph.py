@@ -25,7 +25,9 @@ class Graph:
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.proto = proto
         self.nodes = list(proto.graph.node)
-        self._places = {n.name: at for at, n in reversed([*enumerate(self.nodes)])}  # the first
+        self._places: dict[str, int] = {
+            n.name: at for at, n in reversed([*enumerate(self.nodes)])
+        }  # the first
         self.stored = {tensor.name: tensor for tensor in proto.graph.initializer}
         self.input = real_inputs(proto)[0].name
         self.output = proto.graph.output[0].name
