@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def with_outputs(model: Path, tensors: Iterable[str]) -> bytes:
     proto = _load(model)
     graph = proto.graph
     weights = {weight.name for weight in graph.initializer}
-    activations = [name for node in graph.node for name in node.output if name]
+    activations = dict.fromkeys(name for node in graph.node for name in node.output if name)
     known = {value.name: value for value in (*graph.value_info, *graph.output)}
     outputs = []
     for name in tensors:
@@ -65,10 +65,12 @@ def _load(model: Path) -> Any:
         raise UserError(f"{model} cannot be read as an ONNX file: {error}.") from error
 
 
-def _require_activation(model: Path, name: str, activations: list[str], weights: set[str]) -> None:
+def _require_activation(
+    model: Path, name: str, activations: Collection[str], weights: set[str]
+) -> None:
     if name in weights:
         raise UserError(f'"{name}" of {model} is a weight; only activations are calibrated.')
-    if name not in set(activations):
+    if name not in activations:
         raise UserError(f'{model} has no tensor "{name}".', nearest(name, activations))
 
 

@@ -103,8 +103,7 @@ def fold_batchnorm(
     steps, traced_by = trace_steps(exact, _as(_tuple(example), torch.float64))
     ranks = _output_ranks(exact, _as(_tuple(example), torch.float64))
     folded, left = plan_folds(exact, steps, ranks)
-    for layer, norm in folded:
-        fold_pair(exact, layer, norm)
+    fold_pairs(exact, folded)
     result = _like(exact, module)
     samples = [*_random_like(_tuple(example), config), *(_tuple(x) for x in inputs)]
     in64 = prove_fold(_in_float64(module), exact, [_as(x, torch.float64) for x in samples])
@@ -253,13 +252,20 @@ def _activation_within(norm: nn.Module) -> nn.Module | None:
     return None
 
 
-def fold_pair(module: nn.Module, layer_name: str, norm_name: str) -> None:
-    """Fold one BatchNorm into its layer, in place; the BatchNorm becomes an nn.Identity.
+def fold_pairs(module: nn.Module, pairs: Sequence[tuple[str, str]]) -> None:
+    """Fold BatchNorms into their layers, in place; each BatchNorm becomes an nn.Identity.
 
-    The arithmetic is in float64, and the layer's dtype is kept.
+    pairs: (layer, BatchNorm) names. The arithmetic is in float64, and the layers' dtypes are kept.
     """
-    layer: Any = module.get_submodule(layer_name)
-    norm: Any = module.get_submodule(norm_name)
+    replaced: dict[nn.Module, nn.Module] = {}
+    for layer, name in pairs:
+        norm = module.get_submodule(name)
+        _fold_pair(module.get_submodule(layer), norm)
+        replaced[norm] = _activation_within(norm) or nn.Identity()
+    _replace(module, replaced)
+
+
+def _fold_pair(layer: Any, norm: Any) -> None:
     scale, shift = channel_affine(norm)
     weight = layer.weight.detach().double()
     if isinstance(layer, _TRANSPOSED):
@@ -274,7 +280,6 @@ def fold_pair(module: nn.Module, layer_name: str, norm_name: str) -> None:
     trained = layer.weight.requires_grad
     layer.weight = nn.Parameter(folded.to(dtype), requires_grad=trained)
     layer.bias = nn.Parameter(bias.to(device, dtype), requires_grad=trained)
-    _replace(module, norm, _activation_within(norm) or nn.Identity())
 
 
 def channel_affine(norm: Any) -> tuple[Tensor, Tensor]:
@@ -288,13 +293,12 @@ def channel_affine(norm: Any) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
-def _replace(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever `old` is registered; a module may be known under several names."""
-    new.eval()
+def _replace(module: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
+    """Put the new module wherever an old one is registered, which may be under several names."""
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):
-            if child is old:
-                setattr(parent, name, new)
+            if child is not None and child in replaced:
+                setattr(parent, name, replaced[child].eval())
 
 
 def _output_ranks(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, int]:

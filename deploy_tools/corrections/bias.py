@@ -106,12 +106,12 @@ def _means(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return, by layer, the mean of each output channel and the root mean square of them all."""
     sums: dict[str, list[Tensor]] = {}
+    named = {layer.output: name for name, layer in layers.items()}
     with torch.inference_mode():
         for done, images in enumerate(parts, start=1):
-            values = module.values(images, [layer.output for layer in layers.values()])
-            for name, layer in layers.items():
-                value = values[layer.output].double()
-                sums.setdefault(name, []).append(
+            for output, found in module.each_value(images, named.keys()):
+                value = found.double()
+                sums.setdefault(named[output], []).append(
                     torch.cat([_mean(value), value.square().mean().reshape(1)]) * len(images)
                 )
             if progress:

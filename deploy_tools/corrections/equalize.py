@@ -109,6 +109,8 @@ def equalized_from_onnx(
         config.weight_share,
         smallest=min(1.0, _TRUST / math.sqrt(max(images, 1))),
     )
+    if progress:
+        progress("balance channels", len(factors), len(factors))
     result = scaled(proto, channels, factors)
     note_correction(result, "equalize")
     with atomic_path(path) as part:

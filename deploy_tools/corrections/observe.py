@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ Progress = Callable[[str, int, int], None]
 
 _IMAGES = 10_000
 """How many images the expected largest value of a channel is meant for."""
+
+_SLOPES_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class ChannelValues:
 
 
 class _Channels:
-    """Running sums of one tensor's channels, in float64: the batches' order leaves no trace."""
+    """Running sums of one tensor's channels, over images in float64: their order leaves no trace."""
 
     def __init__(self, channels: int) -> None:
         zero = torch.zeros(channels, dtype=torch.float64)
@@ -47,12 +49,13 @@ class _Channels:
         self._images = self._values = 0
 
     def add(self, value: torch.Tensor) -> None:
-        flat = value.flatten(2) if value.dim() > 2 else value.unsqueeze(2)  # (N, C, positions)
-        each = flat.abs().amax(2).double()
+        flat = _flat(value)
+        low, high = torch.aminmax(flat, dim=2)
+        each = torch.maximum(-low, high).double()
         self._largest = torch.maximum(self._largest, each.amax(0))
         self._sum = self._sum + each.sum(0)
         self._squares = self._squares + each.square().sum(0)
-        self._energy = self._energy + flat.double().square().sum((0, 2))
+        self._energy = self._energy + _energy(flat)
         self._images += len(flat)
         self._values += flat.shape[0] * flat.shape[2]
 
@@ -73,7 +76,7 @@ def observe_channels(
     seen: dict[str, _Channels] = {}
     with torch.inference_mode():
         for images in _counted(batches, "observe channels", progress):
-            for name, value in module.values(images, names).items():
+            for name, value in module.each_value(images, names):
                 seen.setdefault(name, _Channels(value.shape[1])).add(value)
     return {name: seen[name].values() for name in names}
 
@@ -91,28 +94,67 @@ def importance_of_channels(
     That is E |d logits / d x_c|^2, summed over the positions of the channel: white noise of
     variance v on the channel adds v times this to the squared error of the logits (first
     order). Estimated with Gaussian probes, E (d v.logits / d x_c)^2 over v ~ N(0, 1). A tensor
-    that the logits do not depend on gets zeros.
+    that the logits do not depend on gets zeros. Slopes need every activation at once: a batch is
+    taken in parts of so many images as 1 GiB holds, which changes sums in the last bits only.
     """
     names = list(dict.fromkeys(tensors))
     found: dict[str, torch.Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
-    total = 0
+    total = part = classes = 0
     for images in _counted(batches, "weigh channels", progress):
         total += len(images)
-        images.requires_grad_(True)
-        values = module.values(images, [*names, module.output_name])
-        logits = values[module.output_name]
-        wanted = [values[name] for name in names]
-        for probe in range(probes):
-            weights = torch.randn(logits.shape, generator=generator)
-            slopes = torch.autograd.grad(
-                (logits * weights).sum(), wanted, allow_unused=True, retain_graph=probe + 1 < probes
-            )
-            for name, value, slope in zip(names, wanted, slopes, strict=True):
-                slope = torch.zeros_like(value) if slope is None else slope
-                energy = slope.double().square().transpose(0, 1).flatten(1).sum(1)
+        if not part:
+            size, classes = _kept_by_slopes(module, images[:1])
+            part = max(1, _SLOPES_BYTES // size)
+        # Drawn for the whole batch: its parts leave no trace.
+        drawn = torch.stack(
+            [torch.randn((len(images), classes), generator=generator) for _ in range(probes)]
+        )
+        for start in range(0, len(images), part):
+            some = slice(start, start + part)
+            for name, energy in _slopes(module, images[some], names, drawn[:, some]):
                 found[name] = found[name] + energy if name in found else energy
     return {name: (energy / max(total * probes, 1)).numpy() for name, energy in found.items()}
+
+
+def _slopes(
+    module: OnnxModule, images: torch.Tensor, names: Sequence[str], probes: torch.Tensor
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the energy of each tensor's slopes by channel, for each probe (probes, N, classes)."""
+    images.requires_grad_(True)
+    values = module.values(images, [*names, module.output_name])
+    logits = values[module.output_name]
+    wanted = [values[name] for name in names]
+    for number, probe in enumerate(probes, start=1):
+        slopes = torch.autograd.grad(
+            (logits * probe).sum(), wanted, allow_unused=True, retain_graph=number < len(probes)
+        )
+        for name, value, slope in zip(names, wanted, slopes, strict=True):
+            yield name, _energy(_flat(torch.zeros_like(value) if slope is None else slope))
+
+
+def _kept_by_slopes(module: OnnxModule, image: torch.Tensor) -> tuple[int, int]:
+    """Return the bytes of all activations of one image (1, C, H, W), and how many logits it has.
+
+    Slopes keep about as much again as the activations.
+    """
+    outputs = [node.outputs[0] for node in module.nodes]
+    size = classes = 0
+    with torch.inference_mode():
+        for name, value in module.each_value(image, outputs):
+            size += 2 * value.nbytes
+            classes = value.shape[-1] if name == module.output_name else classes
+    return max(size, 1), classes
+
+
+def _flat(value: torch.Tensor) -> torch.Tensor:
+    """Return (N, C, positions)."""
+    return value.flatten(2) if value.dim() > 2 else value.unsqueeze(2)
+
+
+def _energy(flat: torch.Tensor) -> torch.Tensor:
+    """Return the sum of the squares of each channel (C,): of an image in float32, then float64."""
+    return flat.square().sum(2).double().sum(0)
 
 
 def _counted(batches: Batches, what: str, progress: Progress | None) -> Iterator[torch.Tensor]:

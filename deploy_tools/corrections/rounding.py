@@ -8,7 +8,6 @@ made good by the weights that follow, with the inverse of the inputs' second mom
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,14 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from deploy_tools.artifacts import atomic_path
 from deploy_tools.corrections.equalize import note_correction
-from deploy_tools.corrections.layers import Layer, Parameters, attributes, layers_of
+from deploy_tools.corrections.layers import Layer, Parameters, layers_of
+from deploy_tools.corrections.moments import second_moments
 from deploy_tools.corrections.observe import Batches, Progress
 from deploy_tools.onnx_files import load_onnx
 from deploy_tools.quantization.prepare import prepared
-from deploy_tools.training.onnx_module import OnnxModule
 
 _BLOCK = 128
 
@@ -90,11 +88,11 @@ def rounded_from_onnx(
     proto = prepared(load_onnx(model))
     parameters = Parameters(proto)
     layers = [layer for layer in layers_of(proto) if layer.name not in config.exclude]
-    moments = _moments(proto, layers, batches, config.positions, progress)
+    moments = second_moments(proto, layers, batches, config.positions, progress)
     report = []
     for done, layer in enumerate(layers, start=1):
         weight = torch.from_numpy(parameters.weight(layer))
-        rounded, entry = _round_layer(layer, weight, moments.pop(layer.name), config)
+        rounded, entry = _round_layer(layer, weight, moments.pop(layer.name).mean(), config)
         parameters.set_weight(layer, rounded.numpy())
         report.append(entry)
         if progress:
@@ -105,64 +103,19 @@ def rounded_from_onnx(
     return RoundReport(tuple(report))
 
 
-def _moments(
-    proto: onnx.ModelProto,
-    layers: Sequence[Layer],
-    batches: Batches,
-    positions: int,
-    progress: Progress | None,
-) -> dict[str, Tensor]:
-    """Return E x x' of every layer's input columns: (groups, K, K), K = in / groups * kernel."""
-    module = OnnxModule(proto)
-    kernels = {tensor.name: tuple(tensor.dims[2:]) for tensor in proto.graph.initializer}
-    sums: dict[str, Tensor] = {}
-    counts = {layer.name: 0 for layer in layers}
-    done = 0
-    with torch.inference_mode():
-        for images in batches():
-            values = module.values(torch.tensor(images), {layer.input for layer in layers})
-            for layer in layers:
-                kernel = kernels[layer.weight]
-                columns = _columns(layer, kernel, values[layer.input], positions)
-                columns = columns.reshape(layer.groups, -1, columns.shape[-1])
-                square = columns @ columns.mT
-                sums[layer.name] = sums[layer.name] + square if layer.name in sums else square
-                counts[layer.name] += columns.shape[-1]
-            done += len(images)
-            if progress:
-                progress("second moments", done, 0)
-    return {name: total / max(counts[name], 1) for name, total in sums.items()}
-
-
-def _columns(layer: Layer, kernel: tuple[int, ...], values: Tensor, positions: int) -> Tensor:
-    """Return what one output value is made of, a column each: (in * kernel, columns)."""
-    if layer.node.op_type != "Conv":
-        return values.reshape(-1, values.shape[-1]).T
-    given = attributes(layer.node)
-    top, left, bottom, right = given.get("pads", [0] * 4)
-    padded = functional.pad(values, (left, right, top, bottom))
-    strides, dilations = given.get("strides", [1, 1]), given.get("dilations", [1, 1])
-    found = functional.unfold(padded, kernel, dilation=dilations, stride=strides)
-    width = (padded.shape[-1] - dilations[1] * (kernel[1] - 1) - 1) // strides[1] + 1
-    every = max(1, math.ceil(found.shape[-1] / positions))
-    while math.gcd(every, width) > 1:  # else it would stay in a few columns of the image
-        every += 1
-    return found[:, :, ::every].transpose(0, 1).flatten(1)
-
-
 def _round_layer(
     layer: Layer, weight: Tensor, moments: Tensor, config: RoundConfig
 ) -> tuple[Tensor, RoundedLayer]:
     out = weight.shape[0]
     grouped = weight.double().reshape(layer.groups, out // layer.groups, -1)
     step = _steps(grouped, config)
-    learnt = _gptq(grouped, moments.double(), step, config)
+    learnt = _gptq(grouped, moments, step, config)
     nearest = torch.clamp(torch.round(grouped / step), -config.levels, config.levels) * step
-    power = _energy(grouped, moments.double())
+    power = _energy(grouped, moments)
     entry = RoundedLayer(
         layer.name,
-        _below(power, _energy(grouped - nearest, moments.double())),
-        _below(power, _energy(grouped - learnt, moments.double())),
+        _below(power, _energy(grouped - nearest, moments)),
+        _below(power, _energy(grouped - learnt, moments)),
     )
     return learnt.reshape(weight.shape).float(), entry
 
@@ -177,40 +130,56 @@ def _steps(weight: Tensor, config: RoundConfig) -> Tensor:
 
 def _gptq(weight: Tensor, moments: Tensor, step: Tensor, config: RoundConfig) -> Tensor:
     """Return the rounded weights. weight: (G, O, K); moments: (G, K, K); step: (G, O, 1)."""
+    order, upper = _inverse_factor(moments, config.damping)
+    columns = order.unsqueeze(1).expand(-1, weight.shape[1], -1)
+    # (G, K, O): all that one step reads and writes lies together in memory.
+    given = weight.gather(2, columns).mT.contiguous()
+    steps = step.squeeze(2)
+    fixed = given.abs() >= steps.unsqueeze(1) * (config.levels - 1e-4)  # makes the grid: it stays
+    work, result = given.clone(), torch.empty_like(given)
     size = weight.shape[2]
-    diagonal = moments.diagonal(dim1=1, dim2=2)
+    for start in range(0, size, _BLOCK):
+        stop = min(start + _BLOCK, size)
+        errors = torch.empty_like(work[:, start:stop])
+        for at in range(start, stop):
+            now = work[:, at]
+            whole = (now / steps).round_().clamp_(-config.levels, config.levels)
+            kept = torch.where(fixed[:, at], given[:, at], whole.mul_(steps))
+            result[:, at] = kept
+            error = (now - kept) / upper[:, at, at].unsqueeze(1)
+            errors[:, at - start] = error
+            ahead = upper[:, at, at + 1 : stop].unsqueeze(2)
+            work[:, at + 1 : stop].baddbmm_(ahead, error.unsqueeze(1), alpha=-1)
+        work[:, stop:].baddbmm_(upper[:, start:stop, stop:].mT, errors, alpha=-1)
+    return torch.empty_like(weight).scatter(2, columns, result.mT)
+
+
+def _inverse_factor(moments: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Return the order of the inputs, strongest first, (G, K), and U with U'U = H^-1, (G, K, K).
+
+    In that order, and with damping on its diagonal, H = R R' with R upper triangular (Cholesky
+    from the other end); then U = R^-1.
+    """
+    diagonal = moments.diagonal(dim1=1, dim2=2).double()
     mean = diagonal.mean(1, keepdim=True)
     # Inputs that were always zero say nothing: a one keeps H invertible.
     idle = torch.where(mean > 0, torch.zeros_like(diagonal), torch.ones_like(diagonal))
-    damped = moments + torch.diag_embed(config.damping * mean.expand_as(diagonal) + idle)
     order = torch.argsort(diagonal, dim=1, descending=True, stable=True)
-    rows = order.unsqueeze(2).expand(-1, -1, size)
-    damped = damped.gather(1, rows).gather(2, rows.mT)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    upper = torch.linalg.cholesky(inverse, upper=True)
-    columns = order.unsqueeze(1).expand(-1, weight.shape[1], -1)
-    work = weight.gather(2, columns).clone()
-    fixed = work.abs() >= step * (config.levels - 1e-4)  # makes the grid: it stays
-    result = torch.empty_like(work)
-    for start in range(0, size, _BLOCK):
-        stop = min(start + _BLOCK, size)
-        errors = torch.empty_like(work[:, :, start:stop])
-        for at in range(start, stop):
-            now = work[:, :, at]
-            whole = torch.clamp(torch.round(now / step[:, :, 0]), -config.levels, config.levels)
-            original = torch.gather(weight, 2, columns[:, :, at : at + 1])[:, :, 0]
-            kept = torch.where(fixed[:, :, at], original, whole * step[:, :, 0])
-            result[:, :, at] = kept
-            error = (now - kept) / upper[:, at, at].unsqueeze(1)
-            errors[:, :, at - start] = error
-            work[:, :, at:stop] -= error.unsqueeze(2) * upper[:, at, at:stop].unsqueeze(1)
-        work[:, :, stop:] -= errors @ upper[:, start:stop, stop:]
-    return torch.zeros_like(result).scatter(2, columns, result)
+    size = order.shape[1]
+    backwards = order.flip(1)
+    rows = backwards.unsqueeze(2).expand(-1, -1, size)
+    damped = moments.gather(1, rows).gather(2, rows.mT).double()
+    more = (damping * mean.expand_as(diagonal) + idle).gather(1, backwards)
+    damped.diagonal(dim1=1, dim2=2).add_(more)
+    factor = torch.linalg.cholesky(damped).flip(1, 2)
+    unit = torch.eye(size, dtype=factor.dtype).expand_as(factor)
+    return order, torch.linalg.solve_triangular(factor, unit, upper=True)
 
 
 def _energy(weight: Tensor, moments: Tensor) -> float:
     """Return the mean square that these weights make of such inputs, summed over the outputs."""
-    return float(torch.einsum("gok,gkl,gol->", weight, moments, weight))
+    single = weight.float()
+    return float(((single @ moments) * single).sum(dtype=torch.float64))
 
 
 def _below(power: float, error: float) -> float | None:

@@ -79,16 +79,18 @@ def least_noise_factors(
     """
     alive = free & _seen(activations, len(free))
     mask = torch.from_numpy(alive.astype(np.float64))
-    acts = [_Activation(one, smallest) for one in activations if one.peak.max(initial=0) > 0]
-    layers = [_Layer(one, per_channel) for one in weights]
+    model = _Model(
+        [_Activation(one, smallest) for one in activations if one.peak.max(initial=0) > 0],
+        [_Layer(one, per_channel) for one in weights],
+    )
     logs = torch.zeros(len(free), dtype=torch.float64, requires_grad=True)
-    before = _noise(acts, layers, torch.zeros_like(logs), math.inf)
-    if not acts or not alive.any():
+    before = model.noise(torch.zeros_like(logs))
+    if not model.activations or not alive.any():
         return np.ones(len(free)), before, before
-    with _few_threads(sum(layer.log_peaks.numel() for layer in layers)):
-        _descend(acts, layers, logs, mask, weight_share)
+    with _few_threads(sum(layer.log_peaks.numel() for layer in model.layers)):
+        _descend(model, logs, mask, weight_share)
     final = (logs * mask).detach()
-    after = _noise(acts, layers, final, math.inf)
+    after = model.noise(final)
     if after.activations + weight_share * after.weights >= (
         before.activations + weight_share * before.weights
     ):
@@ -107,17 +109,11 @@ def _few_threads(weights: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _descend(
-    acts: Sequence[_Activation],
-    layers: Sequence[_Layer],
-    logs: Tensor,
-    mask: Tensor,
-    weight_share: float,
-) -> None:
+def _descend(model: _Model, logs: Tensor, mask: Tensor, weight_share: float) -> None:
     optimizer = torch.optim.Adam([logs], lr=_RATE)
     for step in range(_STEPS):
         norm = _NORM if step < _STEPS // 2 else 4 * _NORM
-        part_a, part_w = _sums(acts, layers, logs * mask, norm)
+        part_a, part_w = model.sums(logs * mask, norm)
         loss = torch.log(part_a + weight_share * part_w + 1e-300)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -141,8 +137,8 @@ class _Activation:
         self.log_peak = torch.from_numpy(np.log(peak))
         self.importance = torch.from_numpy(one.importance)
 
-    def noise(self, logs: Tensor, norm: float) -> Tensor:
-        mine = logs[self.ids]
+    def noise(self, mine: Tensor, norm: float) -> Tensor:
+        """mine: the logs of its channels' factors, (channels,)."""
         top = _largest(self.log_peak + mine, norm, 0)
         share = self.importance * torch.exp(-2 * mine)
         return torch.exp(2 * top) * share.sum() / (12 * 255.0**2)
@@ -151,23 +147,45 @@ class _Activation:
 class _Layer:
     def __init__(self, one: WeightNoise, per_channel: bool) -> None:
         # One row a group; gathering a row for each output is what would take most of the time.
-        self.ids_in = torch.from_numpy(one.ids_in.reshape(one.groups, -1))
+        self.ids_in = torch.from_numpy(one.ids_in)
         self.mean_square = torch.from_numpy(one.mean_square.reshape(one.groups, -1))
         self.ids_out = torch.from_numpy(one.ids_out)
         self.log_peaks = torch.from_numpy(np.log(np.maximum(one.peaks, 1e-30)))
+        self.row_peaks = self.log_peaks.amax(1)
+        self._powers, self._norm = torch.empty(0), 0.0
         self.importance = torch.from_numpy(one.importance)
         self.positions = one.positions
         self.repeats = len(one.ids_out) // one.groups if one.groups > 1 else 1
         self.per_channel = per_channel
 
-    def noise(self, logs: Tensor, norm: float) -> Tensor:
-        into = logs[self.ids_in]  # (groups, in / groups)
-        top = _largest(self.log_peaks - self._each(into), norm, 1)
+    def noise(self, into: Tensor, out: Tensor, norm: float) -> Tensor:
+        """into, out: the logs of the factors of its input and output channels."""
+        into = into.reshape(self.mean_square.shape)  # (groups, in / groups)
+        top = self._tops(into, norm)
         if not self.per_channel:  # one step for all: the largest after scaling, seen from each
-            out = logs[self.ids_out]
             top = _largest(top + out, norm, 0) - out
         power = self._each((self.mean_square * torch.exp(2 * into)).sum(1) * self.positions)
         return (self.importance * torch.exp(2 * top) * power).sum() / (12 * 127.0**2)
+
+    def _tops(self, into: Tensor, norm: float) -> Tensor:
+        """Return log max_i w_oi / f_i for each output (out,), or that of the p-norm over i.
+
+        (sum_i (w_oi / f_i)^p)^(1/p) is a product of the fixed matrix w^p, here in units of each
+        row's largest w, with the vector f^-p: much less work than a sum of exponentials. What
+        underflows in w^p is far below that largest, whatever the factors within their limit.
+        """
+        if math.isinf(norm):
+            return (self.log_peaks - self._each(into)).amax(1)
+        if norm != self._norm:
+            powers = torch.exp(norm * (self.log_peaks - self.row_peaks.unsqueeze(1)))
+            self._powers = powers.reshape(len(into), -1, into.shape[1])
+            self._norm = norm
+        factors = torch.exp(-norm * into)
+        if len(into) == 1:
+            sums = self._powers[0] @ factors[0]
+        else:
+            sums = (self._powers @ factors.unsqueeze(2)).reshape(-1)
+        return self.row_peaks + torch.log(sums) / norm
 
     def _each(self, values: Tensor) -> Tensor:
         """Return the values of each output's group; one group is broadcast."""
@@ -180,20 +198,36 @@ def _largest(values: Tensor, norm: float, axis: int) -> Tensor:
     return torch.logsumexp(norm * values, axis) / norm
 
 
-def _sums(
-    activations: Sequence[_Activation], layers: Sequence[_Layer], logs: Tensor, norm: float
-) -> tuple[Tensor, Tensor]:
-    zero = torch.zeros((), dtype=torch.float64)
-    first = sum((one.noise(logs, norm) for one in activations), zero)
-    return first, sum((one.noise(logs, norm) for one in layers), zero)
+class _Model:
+    """The noise of all tensors and layers together.
+
+    All take their channels' factors in one gather: the gradient of each gather is as long as all
+    factors together, so that one a tensor would take time by the square of the depth.
+    """
+
+    def __init__(self, activations: Sequence[_Activation], layers: Sequence[_Layer]) -> None:
+        self.activations, self.layers = activations, layers
+        ids = [one.ids for one in activations]
+        ids += [each for one in layers for each in (one.ids_in, one.ids_out)]
+        self._ids = torch.cat([torch.zeros(0, dtype=torch.int64), *ids])
+        self._sizes = [len(one) for one in ids]
+
+    def sums(self, logs: Tensor, norm: float) -> tuple[Tensor, Tensor]:
+        """Return the noise of the activations and that of the weights."""
+        parts = iter(torch.split(logs[self._ids], self._sizes))
+        first = [one.noise(next(parts), norm) for one in self.activations]
+        second = [one.noise(next(parts), next(parts), norm) for one in self.layers]
+        return _total(first), _total(second)
+
+    def noise(self, logs: Tensor) -> Noise:
+        """Return the noise with the true largest values, not their p-norms."""
+        with torch.no_grad():
+            first, second = self.sums(logs, math.inf)
+        return Noise(float(first), float(second))
 
 
-def _noise(
-    activations: Sequence[_Activation], layers: Sequence[_Layer], logs: Tensor, norm: float
-) -> Noise:
-    with torch.no_grad():
-        first, second = _sums(activations, layers, logs, norm)
-    return Noise(float(first), float(second))
+def _total(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack([torch.zeros((), dtype=torch.float64), *values]).sum()
 
 
 def decibels_less(before: Noise, after: Noise, weight_share: float = 1.0) -> float:

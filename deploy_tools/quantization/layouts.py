@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 
 from deploy_tools.errors import UserError, require
+from deploy_tools.onnx_files import remove_where
 from deploy_tools.quantization.residual import main_branches
 
 Ranges = dict[str, tuple[float, float]]
@@ -76,7 +77,8 @@ def bypass_pairs(
     """
     mains = {add: main for add, main in main_branches(proto).items() if add in adds}
     producers = {tensor: node for node in quantized.graph.node for tensor in node.output}
-    lost = [add for add, main in mains.items() if _lost_activation(proto, producers, main)]
+    makers = {tensor: node for node in proto.graph.node for tensor in node.output}
+    lost = [add for add, main in mains.items() if _lost_activation(makers, producers, main)]
     if lost and not every:
         raise UserError(
             f'the main branch of "{lost[0]}" ends in an activation that is part of its '
@@ -93,11 +95,14 @@ def bypass_pairs(
 
 
 def _lost_activation(
-    proto: onnx.ModelProto, producers: Mapping[str, onnx.NodeProto], tensor: str
+    makers: Mapping[str, onnx.NodeProto], producers: Mapping[str, onnx.NodeProto], tensor: str
 ) -> bool:
-    """Whether the writer left the activation that makes `tensor` to the pair behind it."""
-    (made,) = [node for node in proto.graph.node if tensor in node.output]
-    return made.op_type in ("Relu", "Clip") and producers[tensor].op_type != made.op_type
+    """Whether the writer left the activation that makes `tensor` to the pair behind it.
+
+    makers: what makes each tensor of the float graph; producers: of the written one.
+    """
+    made = makers[tensor].op_type
+    return made in ("Relu", "Clip") and producers[tensor].op_type != made
 
 
 def _behind_pair(producers: Mapping[str, onnx.NodeProto], tensor: str) -> str:
@@ -114,15 +119,16 @@ def _remove_unread_pairs(quantized: onnx.ModelProto) -> None:
     graph = quantized.graph
     kept = {value.name for value in graph.output}
     for kind in ("DequantizeLinear", "QuantizeLinear"):
-        read = kept | {tensor for node in graph.node for tensor in node.input}
-        for node in [n for n in graph.node if n.op_type == kind and n.output[0] not in read]:
-            graph.node.remove(node)
+        _remove_unread(graph, kind, kept)
     read = kept | {tensor for node in graph.node for tensor in node.input}
-    for tensor in [t for t in graph.initializer if t.name not in read]:
-        graph.initializer.remove(tensor)
+    remove_where(graph.initializer, lambda tensor: tensor.name not in read)
     alive = read | {tensor for node in graph.node for tensor in node.output}
-    for value in [v for v in graph.value_info if v.name not in alive]:
-        graph.value_info.remove(value)
+    remove_where(graph.value_info, lambda value: value.name not in alive)
+
+
+def _remove_unread(graph: onnx.GraphProto, kind: str, kept: Collection[str]) -> None:
+    read = {*kept, *(tensor for node in graph.node for tensor in node.input)}
+    remove_where(graph.node, lambda node: node.op_type == kind and node.output[0] not in read)
 
 
 _TENSORRT_OPS = ("Conv", "Gemm", "MatMul", "Add", "MaxPool")

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from deploy_tools.onnx_files import remove_where
+
 _DTYPES = {
     "value_float": np.float32, "value_floats": np.float32,
     "value_int": np.int64, "value_ints": np.int64,
@@ -33,14 +35,16 @@ def prepared(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def _lift_constants(graph: onnx.GraphProto) -> None:
     outputs = {value.name for value in graph.output}
-    for node in list(graph.node):
+    lifted = set()
+    for node in graph.node:
         if node.op_type != "Constant" or node.output[0] in outputs:
             continue
         tensor = _value(node)
         if tensor is not None:
             tensor.name = node.output[0]
             graph.initializer.append(tensor)
-            graph.node.remove(node)
+            lifted.add(tensor.name)
+    remove_where(graph.node, lambda node: node.op_type == "Constant" and node.output[0] in lifted)
 
 
 def _value(node: onnx.NodeProto) -> onnx.TensorProto | None:

@@ -24,6 +24,7 @@ from deploy_tools.onnx_files import (
     require_nodes,
 )
 from deploy_tools.quantization.dead_channels import scale_dead_channels
+from deploy_tools.quantization.indexed_model import index_model
 from deploy_tools.quantization.layouts import LAYOUTS, bypass_pairs
 from deploy_tools.quantization.prepare import prepared
 from deploy_tools.quantization.residual import main_branches
@@ -189,39 +190,50 @@ def _write(
     per_channel: bool,
     floats: tuple[str, ...],
 ) -> onnx.ModelProto:
-    quantization = require("onnxruntime.quantization", "", "Quantizing")
-    calibrate = require("onnxruntime.quantization.calibrate", "", "Quantizing")
-    writer = require("onnxruntime.quantization.qdq_quantizer", "", "Quantizing")
-    kinds = {"uint8": quantization.QuantType.QUInt8, "int8": quantization.QuantType.QInt8}
-    layout = LAYOUTS[target.layout]
     inner = _inner_tensors(proto)
+    quantizer = _writer(proto, target, per_channel, floats)
+    index_model(quantizer)
+    calibrate = require("onnxruntime.quantization.calibrate", "", "Quantizing")
     tensors = {
         name: calibrate.TensorData(lowest=np.float32(low), highest=np.float32(high))
         for name, (low, high) in _ranges(proto, inner, ranges, target).items()
     }
-    quantizer = writer.QDQQuantizer(
-        onnx.shape_inference.infer_shapes(proto),
-        per_channel=per_channel,
-        reduce_range=target.reduce_range,
-        weight_qType=quantization.QuantType.QInt8,
-        activation_qType=kinds[target.activations],
-        tensors_range=calibrate.TensorsData(quantization.CalibrationMethod.MinMax, tensors),
-        nodes_to_quantize=[],
-        nodes_to_exclude=[*floats, *layout.skip(proto)],
-        op_types_to_quantize=layout.known_op_types(),
-        extra_options=dict(layout.options),
-    )
+    quantizer.tensors_range = calibrate.TensorsData(calibrate.CalibrationMethod.MinMax, tensors)
+    quantizer.quantization_params = quantizer.calc_graph_quant_params()
     # The logits stay in float: a Gemm writes them at no cost, and 8 bits would cost accuracy.
     outputs = {value.name for value in proto.graph.output}
     for method in ("quantize_activation_tensor", "quantize_output_same_as_input"):
         setattr(quantizer, method, _without(getattr(quantizer, method), outputs))
     quantizer.quantize_model()
+    quantizer.model.finish()
     quantizer.model.topological_sort()
     result: onnx.ModelProto = quantizer.model.model
     stray = set(inner) & set(describe_quantization(result).activations)
     if stray:
         raise RuntimeError(f"quantized between a layer and its activation: {sorted(stray)}")
     return result
+
+
+def _writer(
+    proto: onnx.ModelProto, target: Target, per_channel: bool, floats: tuple[str, ...]
+) -> Any:
+    """Return onnxruntime's QDQQuantizer for a target, without ranges."""
+    quantization = require("onnxruntime.quantization", "", "Quantizing")
+    writer = require("onnxruntime.quantization.qdq_quantizer", "", "Quantizing")
+    kinds = {"uint8": quantization.QuantType.QUInt8, "int8": quantization.QuantType.QInt8}
+    layout = LAYOUTS[target.layout]
+    return writer.QDQQuantizer(
+        onnx.shape_inference.infer_shapes(proto),
+        per_channel=per_channel,
+        reduce_range=target.reduce_range,
+        weight_qType=quantization.QuantType.QInt8,
+        activation_qType=kinds[target.activations],
+        tensors_range=None,
+        nodes_to_quantize=[],
+        nodes_to_exclude=[*floats, *layout.skip(proto)],
+        op_types_to_quantize=layout.known_op_types(),
+        extra_options=dict(layout.options),
+    )
 
 
 def _ranges(

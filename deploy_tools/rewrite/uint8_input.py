@@ -20,7 +20,13 @@ from onnx import TensorProto, helper, numpy_helper
 from deploy_tools.artifacts import atomic_path
 from deploy_tools.data.spec import METADATA_KEY, InputSpec
 from deploy_tools.errors import UserError, nearest
-from deploy_tools.onnx_files import input_spec_of, load_onnx, real_inputs, require_float_input
+from deploy_tools.onnx_files import (
+    input_spec_of,
+    load_onnx,
+    real_inputs,
+    remove_where,
+    require_float_input,
+)
 from deploy_tools.rewrite.folding import fold_into_first_conv
 from deploy_tools.rewrite.forms import FORMS
 
@@ -110,5 +116,4 @@ def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
 def _drop_stale_shapes(graph: onnx.GraphProto) -> None:
     """Forget recorded shapes of tensors that are gone."""
     alive = {tensor for node in graph.node for tensor in node.output}
-    for value in [v for v in graph.value_info if v.name not in alive]:
-        graph.value_info.remove(value)
+    remove_where(graph.value_info, lambda value: value.name not in alive)

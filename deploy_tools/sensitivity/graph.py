@@ -25,6 +25,9 @@ class Graph:
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.proto = proto
         self.nodes = list(proto.graph.node)
+        self._places: dict[str, int] = {
+            n.name: at for at, n in reversed([*enumerate(self.nodes)])
+        }  # the first
         self.stored = {tensor.name: tensor for tensor in proto.graph.initializer}
         self.input = real_inputs(proto)[0].name
         self.output = proto.graph.output[0].name
@@ -42,9 +45,8 @@ class Graph:
 
     def position(self, node: str) -> int:
         """Return the place of a node by name; UserError with the nearest name otherwise."""
-        for place, found in enumerate(self.nodes):
-            if found.name == node:
-                return place
+        if node in self._places:
+            return self._places[node]
         raise UserError(
             f'no node is named "{node}".', nearest(node, [n.name for n in self.nodes if n.name])
         )

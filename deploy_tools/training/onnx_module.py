@@ -77,21 +77,34 @@ class OnnxModule(nn.Module):
 
     def values(self, images: Tensor, tensors: Collection[str]) -> dict[str, Tensor]:
         """Return the values of these tensors, the input and the logits among them on request."""
+        return dict(self.each_value(images, tensors))
+
+    def each_value(self, images: Tensor, tensors: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield these tensors by name as soon as each is made, in graph order.
+
+        Only what later nodes read stays in memory, and what the caller keeps.
+        """
         values = self._start(images)
-        wanted = {name: values[name] for name in tensors if name in values}
+        missing = set(tensors)
+        for name in tensors:
+            if name in values and name in missing:
+                missing.discard(name)
+                yield name, values[name]
         for at, node in enumerate(self.nodes):
+            if not missing:
+                return
             inputs = [values[name] if name else None for name in node.inputs]
             output = node.outputs[0]
             values[output] = self.run_node(at, inputs)
-            if output in tensors:
-                wanted[output] = values[output]
-            for name in node.inputs:
-                if self._last_use[name] == at:
+            if output in missing:
+                missing.discard(output)
+                yield output, values[output]
+            for name in (*node.inputs, output):
+                if self._last_use.get(name, at) == at:
                     values.pop(name, None)
-        missing = [name for name in tensors if name not in wanted]
-        if missing:
-            raise UserError(f'the graph has no tensor "{missing[0]}".')
-        return wanted
+        for name in tensors:
+            if name in missing:
+                raise UserError(f'the graph has no tensor "{name}".')
 
     def _start(self, images: Tensor) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {self.input_name: images}

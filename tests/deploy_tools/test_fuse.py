@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
+from work import work_of
 
 from deploy_tools import fuse
 from deploy_tools.data import open_source
@@ -398,3 +399,14 @@ def test_public_checkpoint_on_real_images(shared_data: Path) -> None:
     assert report.max_rel_float64 < 1e-9
     with torch.no_grad():
         assert torch.equal(folded(real).argmax(1), module(real).argmax(1))
+
+
+def test_folding_takes_work_by_the_depth_and_not_by_its_square() -> None:
+    def work(depth: int) -> int:
+        layers = [x for _ in range(depth) for x in (nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))]
+        module = trained(nn.Sequential(*layers)).double()
+        pairs = [(str(2 * at), str(2 * at + 1)) for at in range(depth)]
+        return work_of(lambda: fuse.fold_pairs(module, pairs))
+
+    few, some, many = (work(depth) for depth in (5, 20, 80))
+    assert many - some < 1.1 * (80 - 20) / (20 - 5) * (some - few)

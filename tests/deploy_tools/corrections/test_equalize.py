@@ -196,7 +196,7 @@ def test_the_file_says_what_was_done_to_it(tmp_path: Path) -> None:
     metadata = {p.key: p.value for p in onnx.load(str(tmp_path / "b.onnx")).metadata_props}
     assert metadata[CORRECTIONS_KEY] == "equalize,equalize"
     assert "deploy_tools.input_spec" in metadata
-    assert set(said) == {"observe channels", "weigh channels"}
+    assert set(said) == {"observe channels", "weigh channels", "balance channels"}
     proto = onnx.ModelProto()
     note_correction(proto, "bias")
     assert [(p.key, p.value) for p in proto.metadata_props] == [(CORRECTIONS_KEY, "bias")]

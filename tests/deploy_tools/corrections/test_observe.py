@@ -8,6 +8,7 @@ import pytest
 import torch
 from correction_samples import Graph, in_batches, logits, normal_images, two_convs
 
+from deploy_tools.corrections import observe
 from deploy_tools.corrections.observe import (
     first_images,
     importance_of_channels,
@@ -132,3 +133,26 @@ def test_first_images(count: int, sizes: list[int]) -> None:
         found = list(some())
         assert [len(part) for part in found] == sizes
         np.testing.assert_array_equal(np.concatenate(found), IMAGES[:count])
+
+
+def test_slopes_in_parts_are_those_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory does not grow with the depth: a deep network's images go through a few at a time."""
+    module = OnnxModule(two_convs())
+    sizes: list[int] = []
+
+    def recorded(given: torch.Tensor, tensors: list[str]) -> dict[str, torch.Tensor]:
+        sizes.append(len(given))
+        return dict(module.each_value(given, tensors))
+
+    monkeypatch.setattr(module, "values", recorded)
+    found = []
+    size, classes = observe._kept_by_slopes(module, torch.zeros(1, 3, 8, 8))
+    assert size == 2 * 4 * ((8 + 8 + 12 + 12) * 64 + 12 + 12 + 5)
+    assert classes == 5
+    for limit in (1 << 30, 3 * size, 1):
+        monkeypatch.setattr(observe, "_SLOPES_BYTES", limit)
+        found.append(importance_of_channels(module, in_batches(IMAGES[:16], 8), ["a", "b/relu"]))
+    assert sizes == [8, 8, 3, 3, 2, 3, 3, 2, *[1] * 16]
+    for other in found[1:]:
+        for name in ("a", "b/relu"):
+            np.testing.assert_allclose(other[name], found[0][name], rtol=1e-4)

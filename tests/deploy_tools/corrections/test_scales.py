@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
+from deploy_tools.corrections import scales
 from deploy_tools.corrections.scales import (
     ActivationNoise,
     Noise,
@@ -162,3 +166,40 @@ def test_decibels() -> None:
     assert decibels_less(Noise(9.0, 1.0), Noise(0.5, 0.5)) == pytest.approx(10)
     assert decibels_less(Noise(9.0, 4.0), Noise(0.5, 2.0), 0.25) == pytest.approx(10)
     assert decibels_less(Noise(0.0, 0.0), Noise(0.0, 0.0)) == 0
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("norm", [12.0, 48.0, np.inf])
+def test_the_largest_scaled_weight_is_that_of_the_p_norm(groups: int, norm: float) -> None:
+    random = np.random.default_rng(4)
+    peaks = np.exp(random.normal(scale=3, size=(6, 5)))
+    peaks[0, 1:] = 0  # all but one
+    peaks[4] = 0
+    one = scales._Layer(layer(peaks, np.arange(5 * groups), np.arange(6), groups), per_channel=True)
+    limit = scales._LIMIT
+    into = torch.from_numpy(random.uniform(-limit, limit, size=(groups, 5)))
+    into[0, 0] = limit  # the only weight that is there, made as small as it can be
+    given = np.log(np.maximum(peaks, 1e-30)) - np.repeat(into.numpy(), 6 // groups, axis=0)
+    whole = np.logaddexp.reduce(norm * given, axis=1) / norm if norm < np.inf else given.max(1)
+    np.testing.assert_allclose(one._tops(into, norm).numpy(), whole, rtol=1e-12, atol=1e-12)
+
+
+def test_all_factors_are_gathered_at_once() -> None:
+    """The gradient of a gather is as long as all factors: one a tensor would be quadratic."""
+    count = 40
+    model = scales._Model(
+        [scales._Activation(activation([1.0, 2.0], first=2 * i), 1e-3) for i in range(count)],
+        [scales._Layer(layer([[1.0, 2.0]] * 2, [2 * i, 2 * i + 1], [0, 1]), False)
+         for i in range(count)],
+    )  # fmt: skip
+    logs = torch.zeros(2 * count, dtype=torch.float64, requires_grad=True)
+    waiting: list[Any] = [sum(model.sums(logs, 12.0)).grad_fn]  # type: ignore[union-attr]
+    seen: dict[int, Any] = {}
+    while waiting:
+        node = waiting.pop()
+        if node is not None and id(node) not in seen:
+            seen[id(node)] = node
+            waiting += [parent for parent, _ in node.next_functions]
+    kinds = [type(node).__name__ for node in seen.values()]
+    assert sum("Index" in kind for kind in kinds) == 1
+    assert len(kinds) > count

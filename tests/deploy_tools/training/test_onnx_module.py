@@ -256,6 +256,29 @@ def test_any_tensor_can_be_asked_for_and_an_unknown_one_is_refused() -> None:
         module.values(images, ("nothing",))
 
 
+def test_values_come_as_they_are_made_and_no_node_runs_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = OnnxModule(two_gemms())
+    images = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    ran: list[str] = []
+    run = module.run_node
+
+    def recorded(at: int, inputs: Any) -> Tensor:
+        ran.append(module.nodes[at].name)
+        return run(at, inputs)
+
+    monkeypatch.setattr(module, "run_node", recorded)
+    order = []
+    for name, value in module.each_value(images, ("a", "input", "c/relu", "c/relu")):
+        order.append((name, tuple(value.shape), len(ran)))
+    assert order == [("input", (2, 1, 4, 4), 0), ("c/relu", (2, 3, 4, 4), 2), ("a", (2, 8), 4)]
+    assert ran == ["c", "c/relu", "flat", "a"]
+    assert dict(module.each_value(images, ())) == {}
+    with pytest.raises(UserError, match='no tensor "none"'):
+        dict(module.each_value(images, ("a", "none")))
+
+
 def test_new_weights_change_initializers_and_nothing_else() -> None:
     proto = two_gemms()
     changed = with_weights(proto, {"c.bias": torch.tensor([1.0, 2.0, 3.0])})
