@@ -200,6 +200,8 @@ if __name__ == "__main__":
         main,
         [
             click.Option(["--data"], type=path_type, required=True, help="Photos: train, val."),
-            click.Option(["--checkpoint"], type=path_type, required=True, help="Its ResNet-18."),
+            click.Option(
+                ["--checkpoint"], type=path_type, required=True, metavar="FILE", help="Its ResNet-18."
+            ),
         ],
     )()

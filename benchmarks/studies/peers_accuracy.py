@@ -60,21 +60,18 @@ def study(
 ) -> None:
     """Fill in, for each model, one row a file and runtime: mean and spread over the seeds."""
     for case in _chosen(data, models, results.quick):
-        own = Results(results.quick, results.say)
+        own = results.own()
         with tempfile.TemporaryDirectory() as folder:
             subject = _prepare(Path(folder), case, data, results.quick)
             done = _done_rows(case, keep, seeds, settings, results.quick)
             _one_model(own, case, subject, seeds, settings, modelopt, done)
-        results.rows += own.rows
-        results.claims += own.claims
+        results.add(own)
         if keep is not None:
-            command = {"command": _command(case.name, seeds, settings, results.quick)}
-            kept = study_object("peers_accuracy", own.rows, own.claims)
+            command = _command(case.name, seeds, settings, results.quick)
+            kept = study_object("peers_accuracy", own.rows, own.claims, command)
             # Only the whole study has the plain name, so that no part replaces it.
             part = "-part" if seeds or settings or results.quick else ""
-            write_json(
-                keep / f"peers_accuracy-{case.name}{part}.json", command | kept | _versions()
-            )
+            write_json(keep / f"peers_accuracy-{case.name}{part}.json", kept | _versions())
         done.close()
 
 

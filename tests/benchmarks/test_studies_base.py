@@ -1,5 +1,7 @@
 import json
+from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -31,8 +33,9 @@ def test_json_is_the_last_line_and_the_only_one_on_stdout(tmp_path):
     assert done.exit_code == 0
     (line,) = done.stdout.splitlines()
     values = json.loads(line)
-    assert sorted(values) == ["claims", "environment", "rows", "study"]
+    assert sorted(values) == ["claims", "command", "environment", "rows", "study"]
     assert values["study"] == "some"
+    assert values["command"] == "python -m benchmarks.studies.some --quick"
     assert values["rows"] == [{"model": "resnet20", "top1": 0.9173, "quick": True}]
     assert values["claims"][1] == {
         "name": "memory, GB",
@@ -42,6 +45,7 @@ def test_json_is_the_last_line_and_the_only_one_on_stdout(tmp_path):
     }
     assert values["environment"]["packages"]["deploy-tools"]
     assert json.loads(out.read_text()) == values
+    assert [path.name for path in out.parent.iterdir()] == ["some.json"]
     assert "NOT MET" in done.stderr
 
 
@@ -66,3 +70,46 @@ def test_a_value_that_could_not_be_measured_is_not_met():
 def test_help_comes_from_the_study():
     done = CliRunner().invoke(run_study("some", study), ["--help"])
     assert "Measure two things." in done.stdout
+
+
+def test_rows_are_kept_as_they_come(tmp_path):
+    def broken(results):
+        results.row(number=1)
+        own = results.own()
+        own.row(number=2)
+        results.add(own)
+        results.claim("some", 1.0, ">=", 2.0)
+        raise RuntimeError("the power is out")
+
+    out = tmp_path / "some.json"
+    done = CliRunner().invoke(run_study("some", broken), ["-o", str(out)])
+    assert isinstance(done.exception, RuntimeError)
+    assert not out.exists()
+    kept = json.loads((tmp_path / "some.json.part").read_text("utf-8"))
+    assert kept["rows"] == [{"number": 1}, {"number": 2}]
+    assert [claim["met"] for claim in kept["claims"]] == [False]
+    assert kept["environment"]["cpu"]["model"]
+
+
+def test_the_command_names_no_path_and_what_was_not_given(tmp_path):
+    path = click.Path(path_type=Path)
+    options = [
+        click.Option(["--data"], type=path, required=True),
+        click.Option(["--weights"], type=path, metavar="FILE"),
+        click.Option(["--keep"], type=path),
+        click.Option(["--model", "models"], multiple=True),
+        click.Option(["--seeds"], type=int, default=3),
+        click.Option(["--depth"], type=int, default=3),
+    ]
+    found = []
+
+    def some(results, **own):
+        found.append(results.command)
+
+    arguments = ["--model", "a b", "--data", str(tmp_path), "--model", "c", "--seeds", "3"]
+    arguments += ["--keep", str(tmp_path), "--json", "--weights", str(tmp_path / "x"), "--quick"]
+    assert CliRunner().invoke(run_study("some", some, options), arguments).exit_code == 0
+    assert found == [
+        "python -m benchmarks.studies.some --quick --data DIR --weights FILE "
+        "--model 'a b' --model c --seeds 3"
+    ]
