@@ -34,12 +34,17 @@ def describe_environment() -> dict[str, Any]:
     return {
         "cpu": _cpu(_read("/proc/cpuinfo")),
         "memory_bytes": _memory(_read("/proc/meminfo")),
-        "limits": _cgroup_limits(Path("/sys/fs/cgroup"), _read("/proc/self/cgroup")),
+        "limits": limits(),
         "energy": str(find_energy_meter()),
         "os": _operating_system(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": _versions(),
     }
+
+
+def limits() -> dict[str, Any]:
+    """Return the cgroups' limits over this process: "cpus", "memory_bytes", None without one."""
+    return _cgroup_limits(Path("/sys/fs/cgroup"), _read("/proc/self/cgroup"))
 
 
 def _cpu(cpuinfo: str) -> dict[str, Any]:

@@ -102,7 +102,8 @@ def _open_torch(path: Path) -> Session:
 
 def _runner(torch: Any, module: Any) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     def run(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        torch.set_num_threads(usable_cores())
+        if torch.get_num_threads() != usable_cores():
+            torch.set_num_threads(usable_cores())
         with torch.inference_mode():
             logits: NDArray[np.float32] = module(torch.from_numpy(inputs)).numpy()
         return logits

@@ -72,7 +72,7 @@ class TorchMode:
 
         if self._function is None:
             raise RuntimeError("the session is closed")
-        torch.set_num_threads(self.threads)
+        use_threads(self.threads)
         with self._contexts(torch):
             tensor = torch.from_numpy(inputs)
             if self._mode.bf16:
@@ -92,6 +92,17 @@ class TorchMode:
         if self._mode.autocast:
             stack.enter_context(torch.autocast("cpu", torch.bfloat16))
         return stack
+
+
+def use_threads(count: int) -> None:
+    """Have torch use so many threads for calls from this thread.
+
+    torch keeps one number for the process, which a thread takes over when it first asks; one that
+    asked before keeps its own. Set only where it differs, so that no timed call pays for it twice.
+    """
+    torch: Any = require("torch", "torch", "A torch model")
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
 
 
 def open_module(module: nn.Module, name: str, threads: int) -> TorchMode:

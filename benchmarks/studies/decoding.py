@@ -201,7 +201,11 @@ if __name__ == "__main__":
         [
             click.Option(["--data"], type=path_type, required=True, help="Photos: train, val."),
             click.Option(
-                ["--checkpoint"], type=path_type, required=True, metavar="FILE", help="Its ResNet-18."
+                ["--checkpoint"],
+                type=path_type,
+                required=True,
+                metavar="FILE",
+                help="Its ResNet-18.",
             ),
         ],
     )()

@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.end_to_end import rows_of
+from benchmarks.environment import limits
 from benchmarks.peers.openvino_native import NativeOpenVino
 from benchmarks.peers.sessions import FunctionSession
 from benchmarks.peers.setting import Setting
+from benchmarks.peers.torch_modes import use_threads
 from benchmarks.peers.worker import reason_of
 from benchmarks.speed import MakeBatch, SpeedConfig, SpeedRun, measure_speed
 from benchmarks.statistics import Interval
@@ -219,7 +221,7 @@ def _int_mm(side: int) -> Session:
     )
 
     def call(rows: NDArray[Any]) -> NDArray[Any]:
-        torch.set_num_threads(usable_cores())
+        use_threads(usable_cores())
         torch._int_mm(a, b)
         return rows
 
@@ -256,7 +258,7 @@ def _torch_copy(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> Session
     to, of = torch.from_numpy(target), torch.from_numpy(source)
 
     def call(rows: NDArray[Any]) -> NDArray[Any]:
-        torch.set_num_threads(usable_cores())
+        use_threads(usable_cores())
         to.copy_(of)
         return rows
 
@@ -273,10 +275,11 @@ def _bytes(text: str) -> int:
 
 
 def _available() -> int:
-    """Return the bytes of memory at hand, 0 where nothing tells."""
+    """Return the bytes of memory at hand, 0 where nothing tells: of the machine and the cgroup."""
     try:
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
     except OSError:
-        return 0
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else 0
+        lines = []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    limit = limits()["memory_bytes"]
+    return min([*found, *([] if limit is None else [int(limit)])], default=0)

@@ -69,6 +69,8 @@ class Bench:
     def measure(self, rows: Sequence[Row], scenario: str) -> list[Timed]:
         """Return one `Timed` a row, in their order; a row that fails stops no other.
 
+        In the server scenario a row that keeps the limit at no rate is timed all the same, with
+        the setting that answers soonest: it has latencies, and neither a rate nor a speedup.
         Raises UserError where the baseline itself does not run.
         """
         timed = [Timed(row) for row in rows]
@@ -103,13 +105,16 @@ class Bench:
         row, query = each.row, self.plan.config(self.plan.final, scenario).batch_of(scenario)
         source = self.files.source(row.file)
         failures: dict[Setting, str] = {}
+        waits: dict[Setting, float] = {}
 
         def rates(settings: Sequence[Setting]) -> dict[Setting, float]:
-            return self._rates(row, settings, scenario, failures)
+            return self._rates(row, settings, scenario, failures, waits)
 
         each.search = find_setting(row.space, usable_cores(), scenario, query, rates)
         if each.search.tried[each.search.best] <= 0:
-            raise UserError(next(iter(failures.values()), "no setting answers in time."))
+            if not waits:
+                raise UserError(next(iter(failures.values()), "no setting runs."))
+            each.search.best = min(waits, key=lambda setting: waits[setting])
         session = row.open(source, each.search.best)
         sessions[row.name] = session
         each.runs_in = session.precision
@@ -121,8 +126,12 @@ class Bench:
         settings: Sequence[Setting],
         scenario: str,
         failures: dict[Setting, str],
+        waits: dict[Setting, float],
     ) -> dict[Setting, float]:
-        """Time a row's settings side by side; 0.0 for those that fail."""
+        """Time a row's settings side by side; 0.0 for those that fail or keep the limit at no rate.
+
+        waits: gets the median latency of those that run, in ms.
+        """
         found = dict.fromkeys(settings, 0.0)
         source, config = self.files.source(row.file), self.plan.config(self.plan.search, scenario)
         inputs = self.maker(row)(config.batch_of(scenario))
@@ -140,6 +149,7 @@ class Bench:
             if opened:
                 first = next(iter(opened))
                 for run in measure_speed(opened, self.maker(row), first, config):
+                    waits[by_name[run.variant]] = run.latency_ms["p50"].estimate
                     if run.has_rate:
                         found[by_name[run.variant]] = run.images_per_s.estimate
         finally:
@@ -153,19 +163,21 @@ class Bench:
         if BASELINE not in sessions:
             reason = next((e.reason for e in timed if e.row.name == BASELINE), "it is no row")
             raise UserError(f"the baseline does not run: {reason}")
-        logits = {
-            e.row.name: self._logits(e, sessions[e.row.name], count)
-            for e in timed
-            if e.row.name in sessions
-        }
+        base = next(each for each in timed if each.row.name == BASELINE)
+        wanted = self._logits(base, sessions[BASELINE], count)
         for each in timed:
             name = each.row.name
             if name not in sessions or name == BASELINE:
                 continue
-            each.sqnr_db = min(logit_sqnr(logits[BASELINE], logits[name]), 200.0)  # inf if equal
-            if each.sqnr_db < LEAST_SQNR_DB:
-                each.reason = f"its logits are not the model's: {each.sqnr_db:.1f} dB"
+            self._guarded(each, partial(self._judge, each, sessions[name], wanted))
+            if each.reason:
                 sessions.pop(name).close()
+
+    def _judge(self, each: Timed, session: Session, wanted: NDArray[np.float32]) -> None:
+        sqnr = logit_sqnr(wanted, self._logits(each, session, len(wanted)))
+        if not sqnr >= LEAST_SQNR_DB:  # nan too
+            raise UserError(f"its logits are not the model's: {sqnr:.1f} dB")
+        each.sqnr_db = min(sqnr, 200.0)  # inf where they are equal
 
     def _logits(self, each: Timed, session: Session, count: int) -> NDArray[np.float32]:
         found: NDArray[np.float32] = session.run(self.maker(each.row)(count))[0]
