@@ -53,14 +53,14 @@ def main(results: Results, data: Path, checkpoint: Path) -> None:
         session = _session(checkpoint, Path(folder))
         photos = spread_photos(data, "val", judged)
         for short in SHORT_SIDES:
-            made = [enlarged(p, short, Path(folder)) for p in photos[:timed]]
+            made = [enlarged(p, short, Path(folder), data) for p in photos[:: judged // timed][:timed]]
             _time(results, made, short)
         for name, short, spec in (
             ("as they are", 232, SPEC),
             ("enlarged", 928, SPEC),
             ("small input", 232, SMALL),
         ):
-            files = [enlarged(p, short, Path(folder)) for p in photos]
+            files = [enlarged(p, short, Path(folder), data) for p in photos]
             for decoder in ("cropped", "scaled"):
                 _compare(results, session, files, spec, f"{name}, {decoder}")
 
@@ -179,13 +179,16 @@ def spread_photos(data: Path, split: str, count: int) -> list[Path]:
     return [source.path(i * len(source) // count) for i in range(count)]
 
 
-def enlarged(path: Path, short: int, folder: Path) -> Path:
-    """Return the photo with this short side; 232 is the photo as it is."""
+def enlarged(path: Path, short: int, folder: Path, data: Path) -> Path:
+    """Return the photo with this short side; 232 is the photo as it is.
+
+    data: the folder above all photos: photos of two classes may have one name.
+    """
     if short == 232:
         return path
-    made = folder / str(short) / path.name
+    made = folder / str(short) / path.relative_to(data)
     if not made.exists():
-        made.parent.mkdir(exist_ok=True)
+        made.parent.mkdir(parents=True, exist_ok=True)
         image = Image.open(path).convert("RGB")
         scale = short / min(image.size)
         size = (round(image.width * scale), round(image.height * scale))

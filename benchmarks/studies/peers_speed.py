@@ -17,7 +17,10 @@ corrections. Three parts:
 - jpeg: from photo file to label with ResNet-18 (`speed_jpeg`).
 
 The ratios are over onnxruntime FP32. In "ours over the best of the others" both sides are the
-fastest of their rows in that very run, whatever their precision; the claim names them.
+fastest of their rows in the search, whatever their precision, and are judged by the run behind it;
+the claim names them. In the server scenario a row that keeps the latency limit (--latency-limit) at
+no rate has latencies alone. With --keep each model and scenario has a file of its own, written when
+it is done, so what an interrupted run did is there; --model, --part and --scenario do the rest.
 `python -m benchmarks.studies.peers_speed_table FILE...` makes tables of what --keep wrote.
 """
 
@@ -31,6 +34,7 @@ from pathlib import Path
 
 import click
 
+from benchmarks.peers.worker import short
 from benchmarks.server import ServerConfig
 from benchmarks.speed import DEFAULT_SCENARIOS, SCENARIOS, SpeedConfig
 from benchmarks.statistics import Interval
@@ -48,17 +52,17 @@ from benchmarks.studies.speed_jpeg import (
 )
 from benchmarks.studies.speed_rows import rows
 from benchmarks.studies.speed_run import Bench, Plan, Timed
-from benchmarks.studies.subject import Case, Subject, cases, prepare_subject
+from benchmarks.studies.subject import Case, Subject, cases, prepare_subject, random_case
 from deploy_tools.artifacts import write_json
-from deploy_tools.errors import UserError, nearest
+from deploy_tools.errors import DeployToolsError, UserError, nearest
 from deploy_tools.onnx_files import load_onnx
 from deploy_tools.recipe import ModelTable
 
 PARTS = ("speed", "roofline", "jpeg")
-RANDOM = "resnet50-random"
 JPEG = "resnet18-flowers"
 """The model whose photos are files and whose labels mean something."""
 QUICK_IMAGES = 32
+MLPERF_LIMIT_MS = ServerConfig().latency_limit_ms
 _TOOLS = ("onnxruntime", "onnxruntime-ep-openvino", "nncf", "openvino", "torch", "torchao")
 _FULL = SpeedConfig(warmup=2, settle=1, rounds=20, seconds_per_round=0.3, min_calls=1)
 _FULL_SEARCH = SpeedConfig(
@@ -83,77 +87,82 @@ def study(
     models: tuple[str, ...],
     parts: tuple[str, ...],
     scenarios: tuple[str, ...],
+    latency_limit: float,
     keep: Path | None,
 ) -> None:
     """Time every tool on every model; one row a tool and scenario, claims, a roofline."""
     parts, scenarios = parts or PARTS, scenarios or DEFAULT_SCENARIOS
     chosen = chosen_cases(data, models)
-    first = Results(results.quick, results.say)
-    peaks = _peaks(first) if "roofline" in parts else None
-    _merge(results, first)
-
-    def finish(own: Results, name: str) -> None:
-        _merge(results, own)
-        if keep is not None:
-            own.rows = [*first.rows, *own.rows]
-            _keep(keep, name, own, scenarios)
-
+    peaks = None
+    if "roofline" in parts:
+        own = results.own()
+        peaks = _peaks(own)
+        _finish(results, own, keep, "roofline", "--part roofline")
     for case in chosen:
-        timed = "speed" in parts and (bool(models) or not results.quick or case is chosen[0])
+        timed = "speed" in parts and (bool(models) or not results.quick or case is chosen[-1])
         jpeg = "jpeg" in parts and case.name == JPEG
         if not timed and not jpeg:
             continue
         with tempfile.TemporaryDirectory() as folder:
             files, subject = _prepare(Path(folder), case, data, results.quick)
-            if timed:
-                own = Results(results.quick, results.say)
-                one_model(own, case, files, subject, scenarios, peaks)
-                finish(own, case.name)
-            if jpeg:
-                own = Results(results.quick, results.say)
-                _jpeg(own, data, files, Path(folder))
-                finish(own, "jpeg")
+            plan = plan_of(case, results.quick, latency_limit)
+            bench = Bench(files, subject.test, plan, results.say)
+            for scenario in scenarios if timed else ():
+                own = results.own()
+                one_scenario(own, case.name, bench, scenario, peaks)
+                name, options = _speed_part(case.name, scenario, peaks is not None, latency_limit)
+                _finish(results, own, keep, name, options)
+            for side in short_sides(results.quick) if jpeg else ():
+                own = results.own()
+                _jpeg(own, data, files, Path(folder), side)
+                _finish(results, own, keep, f"jpeg-{side}", "--part jpeg")
 
 
 def chosen_cases(data: Path, names: tuple[str, ...]) -> list[Case]:
-    """Return the models by name, all of them without names, the smallest first."""
+    """Return the models by name, all of them without names, the largest and most telling first."""
     resnet20, _, flowers = cases(data)
-    fifty = replace(flowers, name=RANDOM, arch="resnet50", checkpoint="", num_classes=1000, images=64)  # fmt: skip
-    known = {case.name: case for case in (resnet20, flowers, fifty)}
+    known = {case.name: case for case in (random_case(data), flowers, resnet20)}
     for name in names:
         if name not in known:
             raise UserError(f'there is no model "{name}".', nearest(name, known))
     return [known[name] for name in known if not names or name in names]
 
 
-def one_model(
-    results: Results,
-    case: Case,
-    files: Files,
-    subject: Subject,
-    scenarios: Sequence[str],
-    peaks: Peaks | None,
+def one_scenario(
+    results: Results, model: str, bench: Bench, scenario: str, peaks: Peaks | None
 ) -> None:
-    """Time all rows in each scenario; rows, claims and the share of the peak."""
-    bench = Bench(files, subject.test, plan_of(case, results.quick), results.say)
-    work = work_of(load_onnx(files.job.model))
+    """Time all rows in a scenario; rows, claims and the share of the peak.
+
+    Where not even the baseline runs, one row says why.
+    """
+    names = {"model": model, "scenario": scenario}
     chosen = [row for row in rows() if row.quick or not results.quick]
-    for scenario in scenarios:
+    try:
         timed = bench.measure(chosen, scenario)
-        for each in timed:
-            values = {"model": case.name, "scenario": scenario} | values_of(each)
-            results.rows.append(values)
-            results.say(str(each.run) if each.run else f"{each.row.name}: {each.reason}")
-        claim_speed(results, case.name, scenario, timed)
-        if peaks is not None:
-            roofline(results, case.name, scenario, timed, work, peaks)
+    except DeployToolsError as error:
+        nothing = {"tool": "every tool", "way": "", "input": "", "status": "did not run"}
+        results.row(**names, **nothing, reason=short(str(error)))
+        return
+    for each in timed:
+        results.rows.append(names | values_of(each))
+        results.say(str(each.run) if each.run else f"{each.row.name}: {each.reason}")
+    claim_speed(results, model, scenario, timed)
+    if peaks is not None:
+        roofline(results, model, scenario, timed, work_of(load_onnx(bench.files.job.model)), peaks)
 
 
-def plan_of(case: Case, quick: bool) -> Plan:
-    """Return how long a model is timed; smaller images make larger offline queries."""
+def plan_of(case: Case, quick: bool, latency_limit: float = MLPERF_LIMIT_MS) -> Plan:
+    """Return how long a model is timed; smaller images make larger offline queries.
+
+    latency_limit: of the server scenario, in ms.
+    """
     small = case.given.size is not None and case.given.size[0] <= 64
     query = 256 if small else 64
-    return Plan(query, *((_QUICK, _QUICK_SEARCH) if quick else (_FULL, _FULL_SEARCH)))
+    final, search = (
+        replace(config, server=replace(config.server, latency_limit_ms=latency_limit))
+        for config in ((_QUICK, _QUICK_SEARCH) if quick else (_FULL, _FULL_SEARCH))
+    )
+    return Plan(query, final, search)
 
 
 def roofline(
@@ -206,31 +215,32 @@ def _prepare(folder: Path, case: Case, data: Path, quick: bool) -> tuple[Files, 
     return Files(job, folder, plain=quick or not trained), subject
 
 
-def _jpeg(results: Results, data: Path, files: Files, folder: Path) -> None:
-    base = _QUICK if results.quick else _FULL
-
-    def config(scenario: str, batch: int) -> SpeedConfig:
-        return replace(base, scenarios=(scenario,), batch=batch)
-
-    for side in short_sides(results.quick):
-        photos = find_photos(data / "flowers", files, folder, agreement_photos(results.quick), side)
-        compare_jpeg(results, files, photos, config)
+def _jpeg(results: Results, data: Path, files: Files, folder: Path, side: int) -> None:
+    final, search = (_QUICK, _QUICK_SEARCH) if results.quick else (_FULL, _FULL_SEARCH)
+    photos = find_photos(data / "flowers", files, folder, agreement_photos(results.quick), side)
+    compare_jpeg(results, files, photos, final, search)
 
 
-def _merge(results: Results, own: Results) -> None:
-    results.rows += own.rows
-    results.claims += own.claims
+def _speed_part(model: str, scenario: str, with_peaks: bool, limit: float) -> tuple[str, str]:
+    """Return the name and the options of one model's scenario: no other part shares either."""
+    options = f"--model {model} --part speed --scenario {scenario}"
+    options += " --part roofline" if with_peaks else ""
+    other = scenario == "server" and limit != MLPERF_LIMIT_MS
+    options += f" --latency-limit {limit:g}" if other else ""
+    name = f"{model}-{scenario}" + (f"-{limit:g}ms" if other else "")
+    return name + ("" if with_peaks else "-no-roofline"), options
 
 
-def _keep(folder: Path, name: str, own: Results, scenarios: Sequence[str]) -> None:
-    """Write a part's results; only those of the whole study have the plain name."""
-    whole = not own.quick and tuple(scenarios) == DEFAULT_SCENARIOS
-    command = "python -m benchmarks.studies.peers_speed --data DIR"
-    command += " --part jpeg" if name == "jpeg" else f" --model {name}"
-    command += "".join(f" --scenario {s}" for s in scenarios if not whole)
-    command += " --quick" if own.quick else ""
-    kept = {"command": command} | study_object("peers_speed", own.rows, own.claims)
-    path = folder / f"peers_speed-{name}{'' if whole else '-part'}.json"
+def _finish(results: Results, own: Results, keep: Path | None, name: str, options: str) -> None:
+    """Add a part to the results and, with --keep, write it; a quick one has another name."""
+    results.add(own)
+    if keep is None:
+        return
+    command = f"python -m benchmarks.studies.peers_speed --data DIR {options}"
+    kept = study_object(
+        "peers_speed", own.rows, own.claims, command + (" --quick" if own.quick else "")
+    )
+    path = keep / f"peers_speed-{name}{'-quick' if own.quick else ''}.json"
     write_json(path, kept | {"tools": _versions()})
 
 
@@ -253,7 +263,11 @@ _OPTIONS = [
         ["--scenario", "scenarios"], multiple=True, type=click.Choice(SCENARIOS),
         help=f"Default: {' and '.join(DEFAULT_SCENARIOS)}.",
     ),
-    click.Option(["--keep"], type=_PATH, metavar="DIR", help="Write the results here."),
+    click.Option(
+        ["--latency-limit"], type=click.FloatRange(0, 3_600_000, min_open=True), metavar="MS",
+        default=MLPERF_LIMIT_MS, show_default=True, help="On p99 of the server scenario.",
+    ),
+    click.Option(["--keep"], type=_PATH, metavar="DIR", help="Write each part's results here."),
 ]  # fmt: skip
 command = run_study("peers_speed", study, _OPTIONS)
 

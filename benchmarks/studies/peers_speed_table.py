@@ -13,34 +13,59 @@ from typing import Any
 
 import click
 
-from deploy_tools.errors import ArtifactError, DeployToolsError
+from deploy_tools.errors import ArtifactError, DeployToolsError, UserError
 
 _Row = Mapping[str, Any]
 _SPEED = (
-    "tool", "way", "input", "runs in", "streams x threads, images a call", "p50, ms", "images/s",
-    "over onnxruntime FP32", "logit SQNR, dB",
+    "tool", "way", "input", "runs in", "streams x threads, images a call", "p50, ms", "p90, ms",
+    "images/s", "over onnxruntime FP32", "logit SQNR, dB",
 )  # fmt: skip
-_JPEG = ("way", "p50 of a call, ms", "images/s", "over the first", "FP32's labels, %")
+_JPEG = (
+    "way", "streams x threads, images a call, decoders", "p50 of a call, ms", "p90, ms",
+    "images/s", "over the first", "FP32's labels, %",
+)  # fmt: skip
+_OF_SPEED, _OF_PHOTOS = ("model", "scenario"), ("short_side", "layout", "scenario")
+"""What names a table."""
 
 
 def table(kept: Sequence[Mapping[str, Any]]) -> str:
-    """Return Markdown of several results: machine, models, photos, and the claims not met."""
+    """Return Markdown of several results: machine, models, photos, and the claims not met.
+
+    Raises UserError where two results hold the same table.
+    """
+    _refuse_duplicates(kept)
     rows = [row for result in kept for row in result["rows"]]
     parts = ["\n".join(_machine(rows))] if any("load" in row for row in rows) else []
     speed = [row for row in rows if "tool" in row]
-    for model, scenario in dict.fromkeys((row["model"], row["scenario"]) for row in speed):
-        own = [row for row in rows if (row.get("model"), row.get("scenario")) == (model, scenario)]
-        parts.append("\n".join(_speed(f"{model}, {scenario}", own)))
+    for names in dict.fromkeys(_names(row, _OF_SPEED) for row in speed):
+        own = [row for row in rows if _names(row, _OF_SPEED) == names]
+        parts.append("\n".join(_speed(", ".join(map(str, names)), own)))
     photos = [row for row in rows if "layout" in row]
-    keys = ("short_side", "layout", "scenario")
-    for names in dict.fromkeys(tuple(row.get(key) for key in keys) for row in photos):
-        own = [row for row in photos if tuple(row.get(key) for key in keys) == names]
+    for names in dict.fromkeys(_names(row, _OF_PHOTOS) for row in photos):
+        own = [row for row in photos if _names(row, _OF_PHOTOS) == names]
         parts.append("\n".join(_jpeg(own)))
     missed = [claim for result in kept for claim in result["claims"] if not claim["met"]]
     if missed:
         lines = [f"- {c['name']}: {_number(c['value'])} (target {c['target']})" for c in missed]
         parts.append("\n".join(["Claims not met:", "", *lines]))
     return "\n\n".join(parts) + "\n"
+
+
+def _names(row: _Row, keys: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(row.get(key) for key in keys)
+
+
+def _refuse_duplicates(kept: Sequence[Mapping[str, Any]]) -> None:
+    seen: set[tuple[Any, ...]] = set()
+    for result in kept:
+        own = {_names(row, _OF_SPEED) for row in result["rows"] if "tool" in row}
+        own |= {_names(row, _OF_PHOTOS) for row in result["rows"] if "layout" in row}
+        for names in own & seen:
+            raise UserError(
+                f"two files hold {', '.join(map(str, names))}.",
+                "One table cannot say which is which: give one of them.",
+            )
+        seen |= own
 
 
 def _machine(rows: Sequence[_Row]) -> Iterator[str]:
@@ -73,8 +98,9 @@ def _settings(row: _Row) -> list[str]:
 
 
 def _times(row: _Row) -> list[str]:
-    rate = "" if row["images_per_s"] is None else _rate(row["images_per_s"])
-    return [f"{row['p50_ms']:.3g}", rate, _ratio(row)]
+    found, limit = row["images_per_s"], row.get("latency_limit_ms")
+    rate = f"none within {limit:g} ms" if found is None else _rate(found)
+    return [f"{row['p50_ms']:.3g}", f"{row['p90_ms']:.3g}", rate, _ratio(row)]
 
 
 def _rate(images: float) -> str:
@@ -116,7 +142,8 @@ def _jpeg(rows: Sequence[_Row]) -> Iterator[str]:
 
 
 def _labelled(row: _Row) -> list[str]:
-    return [*_times(row), f"{100 * row['agreement']:.2f}"]
+    shown = f"{row['streams']} x {row['threads']}, {row['chunk']}, {row['decoders']}"
+    return [shown, *_times(row), f"{100 * row['agreement']:.2f}"]
 
 
 def _head(title: str, names: Sequence[str]) -> Iterator[str]:

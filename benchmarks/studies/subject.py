@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class Data:
 class Case:
     """A trained model, by name, and how many images calibrate it.
 
-    checkpoint: a file in the folder of the weights, or an absolute path.
+    checkpoint: a file in the folder of the weights, or an absolute path; "" for random weights.
     """
 
     name: str
@@ -161,6 +161,14 @@ def cases(root: Path) -> tuple[Case, ...]:
         Case(
             "resnet18-flowers", "resnet18", "resnet18-flowers.safetensors", 5, photos, flowers, 256
         ),
+    )
+
+
+def random_case(root: Path) -> Case:
+    """Return ResNet-50 with random weights, for speed alone; it sees the photos of `cases`."""
+    flowers = cases(root)[2]
+    return replace(
+        flowers, name="resnet50-random", arch="resnet50", checkpoint="", num_classes=1000, images=64
     )
 
 
