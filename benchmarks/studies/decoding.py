@@ -53,7 +53,9 @@ def main(results: Results, data: Path, checkpoint: Path) -> None:
         session = _session(checkpoint, Path(folder))
         photos = spread_photos(data, "val", judged)
         for short in SHORT_SIDES:
-            made = [enlarged(p, short, Path(folder), data) for p in photos[:: judged // timed][:timed]]
+            made = [
+                enlarged(p, short, Path(folder), data) for p in photos[:: judged // timed][:timed]
+            ]
             _time(results, made, short)
         for name, short, spec in (
             ("as they are", 232, SPEC),

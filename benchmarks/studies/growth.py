@@ -2,9 +2,12 @@
 
     python -m benchmarks.studies.growth --data CIFAR10 [--keep DIR] [--quick] [--json] [-o FILE]
 
-CIFAR ResNets with random weights, stage by stage, each in a process of its own on one thread.
+CIFAR ResNets with random weights, stage by stage, each in a process of its own on one core.
 CPU seconds are compared and not wall time, which other work on the machine changes; of several
-runs the least counts. --keep writes growth.svg and growth.md there.
+runs the least counts. A stage that fails is a row with the reason, and so are those that would
+have read its file. --keep writes growth.svg and growth.md there (growth-part, where --quick,
+--axis or --depths leave something out); rows are kept as they come, in FILE.part with -o and in
+the .md.
 """
 
 from __future__ import annotations
@@ -17,13 +20,14 @@ from typing import Any
 
 import click
 
+from benchmarks.environment import describe_environment
 from benchmarks.studies.base import Results, run_study
 from benchmarks.studies.growth_fit import fit_of
 from benchmarks.studies.growth_plot import plot, table
 from benchmarks.studies.growth_stages import STAGES, Cost, Task, cost_of
 from deploy_tools.artifacts import write_text
 from deploy_tools.data import open_source
-from deploy_tools.errors import UserError
+from deploy_tools.errors import UserError, require
 
 MIB = 1 << 20
 AUTO = "quantize, default"
@@ -32,8 +36,10 @@ candidate. That is by the square of the depth, and not measured where it would t
 LINEAR, SQUARE = 1.2, 2.2
 """Bounds of the exponents: 1 and 2, and what a busy machine adds."""
 FLAT = 1.25
+_NAMED = ("deploy-tools", "torch", "onnx", "onnxruntime")
 
 DEPTH, CALIBRATION, EVALUATION = "depth", "calibration images", "evaluation images"
+AXES = (DEPTH, CALIBRATION, EVALUATION)
 BY_DEPTH = tuple(stage for stage in STAGES if stage != "report")
 BY_CALIBRATION = ("calibrate", "quantize, corrected, mse", AUTO)
 BY_EVALUATION = ("predict", "report")
@@ -43,8 +49,8 @@ BY_EVALUATION = ("predict", "report")
 class Plan:
     """What one run of the study measures.
 
-    depths: of the ResNets; the first is that of the other two axes. auto_depth: the largest with
-    the default settings. images, evaluated: calibration and evaluation images by depth.
+    depths: of the ResNets, rising; the first is that of the other two axes. auto_depth: the
+    largest with the default settings, on any axis. images, evaluated: calibration and evaluation images by depth.
     repeats: of a stage, as long as it takes less than `again_s` seconds altogether.
     """
 
@@ -65,21 +71,66 @@ FULL = Plan(
 QUICK = Plan((20, 56, 110), 56, 16, 64, (32, 64, 128), (500, 1000, 2000), 1)
 
 
-def main(results: Results, data: Path, keep: Path | None = None, depths: str = "") -> None:
+def main(
+    results: Results,
+    data: Path,
+    keep: Path | None = None,
+    depths: str = "",
+    axes: tuple[str, ...] = (),
+) -> None:
     """Time and peak memory of each stage against depth, calibration and evaluation images."""
     plan = QUICK if results.quick else FULL
     if depths:
         plan = replace(plan, depths=_depths(depths))
+    if keep is not None:
+        require("matplotlib", "report", "The picture of the study")
+    # Only the whole study has the plain name, so that no part replaces it.
+    name = "growth-part" if results.quick or depths or axes else "growth"
     with tempfile.TemporaryDirectory() as folder:
         first = Task("", folder, plan.depths[0], str(data), plan.images, plan.evaluated)
-        for axis, size, task in tasks(plan, first):
-            cost, runs = _least(task, plan)
-            results.row(axis=axis, stage=task.stage, size=size, **_figures(cost), runs=runs)
-    rows = list(results.rows)
+        for axis, size, task in tasks(plan, first, axes or AXES):
+            row = {"axis": axis, "stage": task.stage, "size": size}
+            try:
+                cost, runs = _least(task, plan)
+            except UserError as error:
+                results.row(**row, status="did not run", reason=str(error))
+                continue
+            results.row(**row, **_figures(cost), runs=runs)
+            if keep is not None:
+                write_text(keep / f"{name}.md", _page(results, ()))
+    rows = measured(results)
     fits = _fits(results, rows)
     if keep is not None:
-        write_text(keep / "growth.svg", plot(rows))
-        write_text(keep / "growth.md", table(rows, fits))
+        write_text(keep / f"{name}.svg", plot(rows, _made_by(results)))
+        write_text(keep / f"{name}.md", _page(results, fits))
+
+
+def measured(results: Results) -> list[dict[str, Any]]:
+    """Return the rows of the stages that ran, by axis and rising size."""
+    rows = [row for row in results.rows if "peak_mib" in row]
+    return sorted(rows, key=lambda row: (AXES.index(row["axis"]), row["size"]))
+
+
+def _page(results: Results, fits: Sequence[dict[str, Any]]) -> str:
+    """Return Markdown: command and machine, the table of what was measured, what did not run."""
+    parts = [_made_by(results), table(measured(results), fits).rstrip()]
+    failed = [
+        f"- {row['stage']} by {row['axis']}, {row['size']}: {row['reason']}"
+        for row in results.rows
+        if "reason" in row
+    ]
+    if failed:
+        parts += ["Did not run:", "\n".join(failed)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _made_by(results: Results) -> str:
+    """Say by which command, on what and with what."""
+    found = describe_environment()
+    cpu, packages = found["cpu"], found["packages"]
+    versions = ", ".join(f"{name} {packages[name]}" for name in _NAMED if name in packages)
+    machine = f"{cpu['model']}, {cpu['cores_usable']} cores, {found['os']}"
+    return f"`{results.command}`: {machine}; {versions}."
 
 
 def _depths(text: str) -> tuple[int, ...]:
@@ -90,24 +141,52 @@ def _depths(text: str) -> tuple[int, ...]:
         raise UserError(f'"{text}" are no depths.', "Such as --depths 20,56,110.") from error
 
 
-def tasks(plan: Plan, first: Task) -> Iterator[tuple[str, int, Task]]:
-    """Yield (axis, size, task), each after those whose files it reads."""
-    root = Path(first.folder)
-    for depth in plan.depths:
-        folder = root / str(depth)
-        folder.mkdir()
-        for stage in BY_DEPTH:
-            if stage != AUTO or depth <= plan.auto_depth:
-                task = replace(first, stage=stage, depth=depth, folder=str(folder))
-                yield DEPTH, depth, task
-    shallow = replace(first, folder=str(root / str(plan.depths[0])))
+def tasks(plan: Plan, first: Task, axes: Sequence[str] = AXES) -> Iterator[tuple[str, int, Task]]:
+    """Yield (axis, size, task), each after those whose files it reads.
+
+    What takes longest comes last: the default's ranges, and before them the deepest network. The
+    first depth is always done, since the other two axes read its files.
+    """
+    late: list[tuple[str, int, Task]] = []
+    deepest = plan.depths[-1]
+    for depth in plan.depths if DEPTH in axes else plan.depths[:1]:
+        if depth != deepest or depth == plan.depths[0]:
+            yield from _held_back(_by_depth(plan, first, depth), late)
+    yield from _held_back(_by_images(plan, first, axes), late)
+    if DEPTH in axes and len(plan.depths) > 1:
+        yield from _held_back(_by_depth(plan, first, deepest), late)
+    for axis, size, task in late:
+        if axis in axes and task.depth <= plan.auto_depth:
+            yield axis, size, task
+
+
+def _held_back(
+    found: Iterator[tuple[str, int, Task]], late: list[tuple[str, int, Task]]
+) -> Iterator[tuple[str, int, Task]]:
+    """Hand on what has no default ranges; the rest is for later."""
+    for each in found:
+        if each[2].stage == AUTO:
+            late.append(each)
+        else:
+            yield each
+
+
+def _by_depth(plan: Plan, first: Task, depth: int) -> Iterator[tuple[str, int, Task]]:
+    folder = Path(first.folder) / str(depth)
+    folder.mkdir()
+    for stage in BY_DEPTH:
+        yield DEPTH, depth, replace(first, stage=stage, depth=depth, folder=str(folder))
+
+
+def _by_images(plan: Plan, first: Task, axes: Sequence[str]) -> Iterator[tuple[str, int, Task]]:
+    shallow = replace(first, folder=str(Path(first.folder) / str(plan.depths[0])))
     train, test = (
         len(open_source("cifar10", Path(first.data), split)) for split in ("train", "test")
     )
-    for count in _within(plan.calibration, train):
+    for count in _within(plan.calibration, train) if CALIBRATION in axes else ():
         for stage in BY_CALIBRATION:
             yield CALIBRATION, count, replace(shallow, stage=stage, calibration=count)
-    for count in _within(plan.evaluation, test):
+    for count in _within(plan.evaluation, test) if EVALUATION in axes else ():
         for stage in BY_EVALUATION:
             yield EVALUATION, count, replace(shallow, stage=stage, evaluation=count)
 
@@ -178,6 +257,10 @@ _OPTIONS = [
         ["--keep"], type=click.Path(path_type=Path), help="Also write growth.svg and growth.md."
     ),
     click.Option(["--depths"], default="", help="Other depths, such as 20,56,110."),
+    click.Option(
+        ["--axis", "axes"], multiple=True, type=click.Choice(AXES),
+        help="Only this one; beside it, the first depth's files are made.",
+    ),
 ]  # fmt: skip
 command = run_study("growth", main, _OPTIONS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from typing import Any
 
 from benchmarks.report.plots import INK, colors_of, inline_svg
@@ -15,11 +16,11 @@ _PANELS = (("cpu_seconds", "CPU seconds"), ("peak_mib", "peak memory, MiB"))
 _MARKERS = "osD^vP*X"
 
 
-def plot(rows: Sequence[Row]) -> str:
+def plot(rows: Sequence[Row], source: str = "") -> str:
     """Return a standalone SVG: cost against size, both logarithmic, a panel an axis of growth.
 
     rows: of the study, with axis, stage, size, cpu_seconds and peak_mib. The dashed line is what
-    is exactly linear.
+    is exactly linear. source: what made the rows, as the picture's description.
     """
     axes_of_growth = list(dict.fromkeys(row["axis"] for row in rows))
     stages = list(dict.fromkeys(row["stage"] for row in rows))
@@ -42,7 +43,7 @@ def plot(rows: Sequence[Row]) -> str:
 
     svg = inline_svg(draw, _SIZE, "growth")
     end = svg.index(">") + 1
-    return svg[:end] + _STYLE + svg[end:]
+    return f"{svg[:end]}<desc>{escape(source)}</desc>{_STYLE}{svg[end:]}"
 
 
 def _panel(

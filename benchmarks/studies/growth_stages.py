@@ -1,9 +1,11 @@
 """One stage of the pipeline in a process of its own: its time and its peak memory.
 
-    python -m benchmarks.studies.growth_stages TASK.json ANSWER.json
+    python -m benchmarks.studies.growth_stages TASK.json ANSWER.json CORES
 
 The model is a CIFAR ResNet with random weights (seed 0). What a stage reads is there already, in
-the task's folder; loading it and importing are not timed. The peak is that of the stage: what the
+the task's folder; loading it and importing are not timed. The process keeps to CORES cores where
+the system can do that, so libraries that start threads by the number of cores start no more; there
+OMP_NUM_THREADS is all. The peak is that of the stage: what the
 process had held before, the interpreter and its libraries, is in it, what it had given back is not.
 """
 
@@ -73,17 +75,22 @@ class Cost:
     peak_rss_bytes: int
 
 
-def cost_of(task: Task, threads: int = 1) -> Cost:
-    """Run a stage in a fresh process; UserError where it fails, with its own reason."""
+def cost_of(task: Task, cores: int = 1, timeout_s: float = _TIMEOUT_S) -> Cost:
+    """Run a stage in a fresh process; UserError with the reason where it fails or takes too long."""
     program = [sys.executable, "-m", "benchmarks.studies.growth_stages"]
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder) / "task.json", Path(folder) / "answer.json"
         request.write_text(json.dumps(asdict(task)), "utf-8")
-        done = subprocess.run(
-            [*program, str(request), str(answer)],
-            env=_environment(threads), capture_output=True, text=True, timeout=_TIMEOUT_S,
-            check=False,
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                [*program, str(request), str(answer), str(cores)],
+                env=_environment(cores), capture_output=True, text=True, timeout=timeout_s,
+                check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise UserError(
+                f"{task.stage} of ResNet-{task.depth} took over {timeout_s:.0f} s and was stopped."
+            ) from error
         if done.returncode or not answer.is_file():
             lines = done.stderr.strip().splitlines() or [f"code {done.returncode}"]
             raise UserError(f"{task.stage} of ResNet-{task.depth} failed: {lines[-1]}")
@@ -99,12 +106,19 @@ def _environment(threads: int) -> dict[str, str]:
 def main() -> None:
     """Do the task of the command line and write what it took."""
     request, answer = (Path(name) for name in sys.argv[1:3])
+    keep_to(int(sys.argv[3]))
     task = Task(**json.loads(request.read_text("utf-8")))
     try:
         cost = _measured(STAGES[task.stage](task))
     except DeployToolsError as error:
         raise SystemExit(str(error)) from error
     answer.write_text(json.dumps(asdict(cost)), "utf-8")
+
+
+def keep_to(cores: int) -> None:
+    """Keep this process and what it starts to so many of its cores, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
 
 
 def _measured(stage: Stage) -> Cost:
@@ -174,7 +188,21 @@ def _export(task: Task) -> Stage:
     from deploy_tools.fuse import FuseConfig, fold_batchnorm
 
     folded, _ = fold_batchnorm(network(task), FuseConfig(), torch.zeros(SPEC.shape(2)))
+    import_exporter()
     return lambda: onnx_from_module(folded, SPEC, task.path("fp32.onnx"))
+
+
+def import_exporter() -> None:
+    """Export a model of one layer: torch's exporter imports half of torch at its first call."""
+    import torch
+
+    from deploy_tools.export import onnx_from_module
+
+    small = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        onnx_from_module(small.eval(), SPEC, Path(folder) / "small.onnx")
 
 
 def _calibration(task: Task) -> Any:

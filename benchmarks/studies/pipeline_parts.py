@@ -17,16 +17,14 @@ from deploy_tools.pipeline.images import CalibrationImages
 from deploy_tools.pipeline.int8_settings import Int8Settings
 from deploy_tools.pipeline.workshop import open_workshop
 from deploy_tools.quantization.static import StaticConfig
-from deploy_tools.recipe import InputTable
 
-PARTS = ("fold and export", "quantize", "report")
+PARTS = ("quantize", "report")
 
 
 def load() -> None:
     """Import what the parts need, so that importing is not measured."""
+    import onnxruntime.quantization  # noqa: F401
 
-    import deploy_tools.export
-    import deploy_tools.fuse
     import deploy_tools.training.onnx_module  # noqa: F401
 
 
@@ -37,27 +35,12 @@ def quantize(job: Job, path: Path, part: str, split: str = "", images: int = 0) 
     it writes the CPU seconds of each step, as `path`.steps.json. split, images: of "report", which
     reads two predictions beside `path`.
     """
-    if part == "fold and export":
-        _export(job, path)
-    elif part == "quantize":
+    if part == "quantize":
         _quantize(job, path)
     elif part == "report":
         _report(job, path, split, images)
     else:
         raise UserError(f'there is no part "{part}".', nearest(part, PARTS))
-
-
-def _export(job: Job, path: Path) -> None:
-    from deploy_tools.export import onnx_from_module
-    from deploy_tools.pipeline.model import fold_model, load_model
-
-    if job.origin is None:
-        raise UserError("this job does not say where its module comes from.")
-    spec = job.spec
-    given = InputTable(spec.size, spec.mean, spec.std, spec.resize, spec.crop)
-    loaded = load_model(job.origin, given)
-    real = next(iter(job.images(4)))
-    onnx_from_module(fold_model(loaded, real)[0], loaded.spec, path)
 
 
 def _quantize(job: Job, path: Path) -> None:

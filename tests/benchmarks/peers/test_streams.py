@@ -88,6 +88,22 @@ def test_a_session_with_streams_of_its_own_takes_as_many_callers() -> None:
     assert not met.broken
 
 
+def test_a_session_with_streams_of_its_own_gets_a_chunk_for_each() -> None:
+    sizes = []
+
+    def model(inputs):
+        sizes.append(len(inputs))
+        return inputs
+
+    session = FunctionSession("some", "fp32", model)
+    session.streams, session.threads = 2, 6  # type: ignore[attr-defined, misc]
+    streams = Streams([session], 3)
+    inputs = np.arange(15.0)[:, None]
+    np.testing.assert_array_equal(streams.run(inputs)[0], inputs)
+    assert sizes == [6, 6, 3]
+    assert streams.threads == 3  # of each stream
+
+
 def test_nothing_to_run_is_refused() -> None:
     with pytest.raises(UserError, match="run nothing"):
         Streams([], 1)

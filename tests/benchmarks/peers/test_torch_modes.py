@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.peers.torch_modes import MODES, TorchMode, open_module, open_script
+from benchmarks.peers.torch_modes import MODES, TorchMode, open_module, open_script, use_threads
 from benchmarks.statistics import logit_sqnr
 from deploy_tools.errors import UserError
 
@@ -70,6 +70,15 @@ def test_threads_and_gradients(images) -> None:
     finally:
         torch.set_num_threads(before)
     assert seen == {"threads": 2, "gradients": False}
+
+
+def test_threads_are_set_only_where_they_differ(monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    for count in (2, 1):
+        use_threads(count)
+    assert calls == [1]
 
 
 def test_channels_last_reaches_weights_and_inputs(module, images) -> None:

@@ -100,6 +100,14 @@ def test_copies_copy(monkeypatch) -> None:
     assert [load.work for load in seen["loads"]] == [2e6, 2e6]
 
 
+def test_the_memory_at_hand_is_the_least_of_machine_and_cgroup(monkeypatch) -> None:
+    free = machine_peak._available()
+    monkeypatch.setattr(machine_peak, "limits", lambda: {"memory_bytes": 12345})
+    assert machine_peak._available() == 12345
+    monkeypatch.setattr(machine_peak, "limits", lambda: {"memory_bytes": None})
+    assert free == 0 or machine_peak._available() > 12345
+
+
 def test_arrays_are_larger_than_the_caches(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(machine_peak, "_available", lambda: 64 << 30)
     for index, text in enumerate(("48K", "2048K", "100M")):

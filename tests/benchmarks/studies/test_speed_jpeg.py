@@ -33,8 +33,10 @@ def run(name: str, milliseconds: float) -> SpeedRun:
 
 
 def claims_of(*runs: SpeedRun):
+    """The search found what the runs found."""
     results = Results(False, lambda line: None)
-    claim_jpeg(results, "here", {each.variant: each for each in runs})
+    rates = {each.variant: each.images_per_s.estimate for each in runs}
+    claim_jpeg(results, "here", {each.variant: each for each in runs}, rates)
     return results.claims
 
 
@@ -53,6 +55,37 @@ def test_ours_is_ours_even_where_another_is_faster() -> None:
     assert (first.value, first.met) == (pytest.approx(3.0), True)
     assert (second.value, second.met) == (pytest.approx(0.5), False)
     assert f"{US}, OpenVINO over {OPENVINO}" in second.name
+
+
+def test_the_low_end_decides_and_the_search_chooses() -> None:
+    shaky = run(f"{US}, OpenVINO", 8.0)
+    for index, slot in enumerate(shaky.samples.slots):
+        slot.durations_ns[:] = slot.durations_ns * (1.3 if index % 2 else 0.8)
+    first, _ = claims_of(run(REFERENCE, 30.0), shaky)
+    assert (first.value, first.met) == (pytest.approx(30 / 8 / 1.3, rel=0.01), False)
+    results = Results(False, lambda line: None)
+    ours = {f"{US}, OpenVINO": run(f"{US}, OpenVINO", 8.0), f"{US}, slow": run(f"{US}, slow", 4.0)}
+    rates = {f"{US}, OpenVINO": 2.0, f"{US}, slow": 1.0}
+    claim_jpeg(results, "here", {REFERENCE: run(REFERENCE, 30.0), **ours}, rates)
+    assert results.claims[0].value == pytest.approx(3.75)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 6, 16, 100])
+def test_shapes_fit_the_cores_and_the_call(cores: int) -> None:
+    for layout in (speed_jpeg.ONE_CORE, speed_jpeg.ALL_CORES):
+        for scenario in ("single-stream", "offline"):
+            found = speed_jpeg.shapes(layout, scenario, cores)
+            assert found
+            assert len(set(found)) == len(found)
+            call = speed_jpeg.BATCH if layout == speed_jpeg.ONE_CORE else speed_jpeg.OFFLINE
+            for shape in found:
+                setting = shape.setting
+                most = 1 if layout == speed_jpeg.ONE_CORE else cores
+                assert setting.threads * setting.streams <= most
+                assert call % setting.chunk == 0  # OpenVINO's requests have one size
+                assert bool(shape.decoders) == (
+                    (layout, scenario) == (speed_jpeg.ALL_CORES, "offline")
+                )
 
 
 def test_a_way_that_did_not_run_is_not_met() -> None:
@@ -127,12 +160,8 @@ def test_all_ways_on_real_photos(small, shared_data: Path, monkeypatch) -> None:
     assert len(set(photos.wanted.tolist())) > 1
     results = Results(True, lambda line: None)
 
-    def config(scenario: str, batch: int) -> SpeedConfig:
-        return SpeedConfig(
-            (scenario,), batch=batch, warmup=1, settle=0, rounds=3, seconds_per_round=0, min_calls=1
-        )
-
-    speed_jpeg.compare_jpeg(results, small, photos, config)
+    config = SpeedConfig(warmup=1, settle=0, rounds=3, seconds_per_round=0, min_calls=1)
+    speed_jpeg.compare_jpeg(results, small, photos, config, config)
     ran = [row for row in results.rows if "status" not in row]
     assert len(ran) == 2 * 2 * 2
     assert len(results.rows) == len(ran) + 4
@@ -141,9 +170,31 @@ def test_all_ways_on_real_photos(small, shared_data: Path, monkeypatch) -> None:
         assert row["agreement"] >= (1.0 if row["way"] == REFERENCE else 0.8)
         batch = {"single-stream": 1}.get(row["scenario"], 8 if row["layout"] == "one core" else 16)
         assert (row["query"], row["short_side"], row["photos"]) == (batch, 232, 16)
+        assert bool(row["decoders"]) == (batch == 16)
+        assert row["speedup"] > 0
     names = [claim.name for claim in results.claims]
     assert sum("FP32's labels" in name for name in names) == 4
     assert sum(f"over {REFERENCE}" in name for name in names) == 4
     missing = [claim for claim in results.claims if OPENVINO in claim.name]
     assert len(missing) == 4
     assert not any(claim.met for claim in missing)
+
+
+def test_without_the_reference_no_other_way_takes_its_place(
+    small, shared_data, monkeypatch
+) -> None:
+    ways = (
+        Way(REFERENCE, "missing", product("onnxruntime")),
+        Way(f"{US}, onnxruntime", "fp32-uint8", product("onnxruntime"), pixels=True),
+    )
+    monkeypatch.setattr(speed_jpeg, "WAYS", ways)
+    photos = speed_jpeg.find_photos(shared_data / "flowers", small, small.folder, 8, 232)
+    results = Results(True, lambda line: None)
+    place = speed_jpeg.Place(small, photos, speed_jpeg.ONE_CORE, "offline")
+    config = SpeedConfig(("offline",), 8, 1, 0, 3, 0.0, 1)
+    runs, rates = speed_jpeg._timed(results, place, config, config)
+    assert list(runs) == list(rates) == [ways[1].name]
+    failed, ran = results.rows
+    assert (failed["way"], failed["reason"]) == (REFERENCE, "no such file.")
+    assert ran["images_per_s"] > 0
+    assert (ran["speedup"], ran["speedup_ci95"]) == (None, None)

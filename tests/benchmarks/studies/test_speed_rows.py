@@ -8,16 +8,28 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import onnx
 import pytest
 
 from benchmarks.peers.base import PeerError, PeerFile
 from benchmarks.peers.setting import Setting
-from benchmarks.studies import speed_files
+from benchmarks.studies import speed_files, speed_rows
 from benchmarks.studies.speed_files import Files
-from benchmarks.studies.speed_rows import BASELINE, FILES, FP32, MODULE, Made, Source, rows
+from benchmarks.studies.speed_rows import (
+    BASELINE,
+    FILES,
+    FP32,
+    MODULE,
+    US,
+    Made,
+    Source,
+    product,
+    rows,
+)
 from deploy_tools.errors import MissingDependencyError
 from deploy_tools.onnx_files import input_spec_of
+from deploy_tools.runtimes import RuntimeConfig, open_session
 
 
 def test_every_tool_that_the_study_names_is_there() -> None:
@@ -53,9 +65,47 @@ def test_files_of_the_rows_exist_and_their_adapters_too() -> None:
 def test_what_runs_at_a_time_is_what_the_setting_says(tiny: Path) -> None:
     source = Source(tiny, lambda: None)  # type: ignore[arg-type, return-value]
     by_name = {row.name: row for row in rows()}
-    session = by_name[BASELINE].open(source, Setting(1, 2, 3))
-    assert (session.threads, session.streams, session.chunk) == (1, 2, 3)  # type: ignore[attr-defined]
-    assert session.runtime == "onnxruntime"
+    for name in (BASELINE, f"{US} int8-static-ort"):
+        session = by_name[name].open(source, Setting(1, 2, 3))
+        assert (session.threads, session.streams, session.chunk) == (1, 2, 3)  # type: ignore[attr-defined]
+        assert session.runtime == "onnxruntime"
+        session.close()
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_ours_runs_in_the_product_s_own_streams(tiny: Path, runtime: str, monkeypatch) -> None:
+    if runtime == "openvino":
+        pytest.importorskip("onnxruntime_ep_openvino")
+    opened = []
+
+    def recorded(path, config):
+        opened.append(config)
+        return open_session(path, config)
+
+    monkeypatch.setattr(speed_rows, "open_session", recorded)
+    source = Source(tiny, lambda: None)  # type: ignore[arg-type, return-value]
+    inputs = np.random.default_rng(0).normal(size=(9, 1, 8, 8)).astype(np.float32)
+    session = product(runtime, "fp32")(source, Setting(1, 2, 3))
+    assert opened == [RuntimeConfig(runtime, 2, "fp32", streams=2)]
+    (found,) = session.run(inputs)
+    session.close()
+    whole = open_session(tiny)
+    np.testing.assert_allclose(found, whole.run(inputs)[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("threads", "sessions"), [(1, 1), (2, 3)])
+def test_other_tools_share_an_onnxruntime_session_where_it_can_be(
+    tiny: Path, threads: int, sessions: int, monkeypatch
+) -> None:
+    opened = []
+    monkeypatch.setattr(
+        speed_rows, "open_session",
+        lambda path, config: opened.append(open_session(path, config)) or opened[-1],
+    )  # fmt: skip
+    source = Source(tiny, lambda: None)  # type: ignore[arg-type, return-value]
+    session = speed_rows.onnxruntime(source, Setting(threads, 3, 2))
+    assert (len(opened), session.streams, session.threads) == (sessions, 3, threads)  # type: ignore[attr-defined]
+    assert session.run(np.zeros((7, 1, 8, 8), np.float32))[0].shape[0] == 7
     session.close()
 
 

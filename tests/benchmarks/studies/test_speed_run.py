@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +13,10 @@ import pytest
 from benchmarks.peers.base import PeerError
 from benchmarks.peers.sessions import FunctionSession
 from benchmarks.peers.setting import Space
+from benchmarks.server import ServerConfig
 from benchmarks.speed import SpeedConfig
 from benchmarks.studies import speed_run
+from benchmarks.studies.speed_claims import values_of
 from benchmarks.studies.speed_rows import BASELINE, Row, Source
 from benchmarks.studies.speed_run import Bench, Plan
 from deploy_tools.data.source import ArraySource
@@ -107,6 +111,45 @@ def test_every_row_is_timed_or_has_a_reason(bench: Bench, scenario: str) -> None
     # Pixels are normalized inside the session: the same model on the same images.
     assert timed["good uint8"].sqnr_db > 90
     assert timed[BASELINE].sqnr_db is None
+
+
+def test_a_limit_that_nobody_keeps_loses_no_row(bench: Bench) -> None:
+    """No rate and no speedup, but latencies, for the baseline too."""
+    server = ServerConfig(latency_limit_ms=1e-4, rounds=3, steps=1)
+    config = replace(CONFIG, server=server)
+    bench.plan = Plan(16, config, config)
+    rows = (*ROWS[:2], row("tool", "broken", fails))
+    timed = bench.measure(rows, "server")
+    for each in timed[:2]:
+        assert each.run is not None, each.reason
+        assert (each.run.has_rate, each.run.has_speedup, each.run.met) == (False, False, False)
+        assert each.run.latency_ms["p99"].estimate > 1e-4
+        assert set(each.search.tried.values()) == {0.0}
+        json.dumps(values_of(each), allow_nan=False)
+    assert "no such kernel" in timed[2].reason
+
+
+def test_logits_that_are_no_numbers_are_not_the_model(bench: Bench) -> None:
+    def opened(source, setting):
+        return FunctionSession("some", "int8", lambda x: np.full((len(x), 5), np.nan, np.float32))
+
+    found = bench.measure((ROWS[0], row("tool", "nan", opened)), "offline")[1]
+    assert found.run is None
+    assert "not the model's: nan dB" in found.reason
+
+
+def test_a_row_that_breaks_on_the_judged_images_stops_no_other(bench: Bench) -> None:
+    def opened(source, setting):
+        def call(inputs):
+            if len(inputs) > 1:
+                raise RuntimeError("one image only")
+            return product()(source, setting).run(inputs)[0]
+
+        return FunctionSession("some", "int8", call)
+
+    timed = bench.measure((*ROWS[:2], row("tool", "single", opened)), "single-stream")
+    assert timed[1].run is not None
+    assert (timed[2].run, timed[2].reason) == (None, "RuntimeError: one image only")
 
 
 def test_a_setting_that_fails_is_not_chosen(bench: Bench) -> None:
