@@ -3,10 +3,11 @@
     python -m benchmarks.studies.pipeline_time --data PHOTOS [--quick] [--json] [-o FILE]
 
 A ResNet-50 (ResNet-18 with --quick) with random weights at 224x224 and 512 (64) photos; each part
-is a process of its own, and a part that fails is a row with the reason. The other tools get the FP32 file and write an INT8 file: calibration and
-quantization. Ours does the same once without corrections, with the same ranges as onnxruntime's
-default, and once as the commands do it, which corrects and tries ranges in the network. The steps
-of the latter show where its time goes. PHOTOS: an image folder with splits train and val.
+is a process of its own, and one that fails is a row with the reason. The other tools get the FP32
+file and write an INT8 file: calibration and quantization. Ours does the same once without
+corrections, with the same ranges as onnxruntime's default, and once as the commands do it, which
+corrects and tries ranges in the network. The steps of the latter show where its time goes.
+PHOTOS: an image folder with splits train and val.
 """
 
 from __future__ import annotations

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -41,10 +44,13 @@ def test_every_setting_makes_a_file_that_runs_and_exact_ones_mean_the_same(
 ) -> None:
     found = results()
     with ExitStack() as stack:
-        opened = study._open_all(found, "m", "onnxruntime", subject, base, 2, stack)
-        ready = dict(opened)
-        assert found.rows == []  # nothing failed
-        wanted = [s.name for s in SETTINGS if "onnxruntime" in s.runtimes]
+        where = {"model": "m", "runtime": "onnxruntime", "scenario": "offline"}
+        ready = dict(study._open_all(found, where, subject, base, 2, stack))
+        # Of each pair of forms the file has one already; nothing else failed.
+        assert {row["reason"] for row in found.rows} == {study.NOTHING}
+        same = {row["setting"] for row in found.rows}
+        assert same < {"GlobalAveragePool", "ReduceMean", "Flatten", "Reshape", "no repeated pairs"}
+        wanted = [s.name for s in SETTINGS if "onnxruntime" in s.runtimes and s.name not in same]
         assert list(ready) == [study.PLAIN, study.BY_HOST, *wanted]
         for name, one in ready.items():
             assert one.same >= 0.9, name
@@ -65,7 +71,7 @@ def test_rows_and_claims_of_one_runtime(
     subject: Subject, base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = [s for s in SETTINGS if s.name in ("the same file again", "uint8 input, folded")]
-    monkeypatch.setattr(study, "SETTINGS", [*chosen, Setting("broken", _broken)])
+    monkeypatch.setattr(study, "SETTINGS", [*chosen, *BROKEN.values()])
     monkeypatch.setattr(
         study, "_length",
         lambda quick, scenario, batch: SpeedConfig((scenario,), batch, 1, 0, 3, 0.0, 1),
@@ -74,11 +80,13 @@ def test_rows_and_claims_of_one_runtime(
     study._runtime(found, "m", "onnxruntime", subject, 32)
     rows = {(row["setting"], row.get("scenario")): row for row in found.rows}
     assert set(rows) == {
-        ("broken", None),
+        *((name, scenario) for name in BROKEN for scenario in study.SCENARIOS),
         *((setting.name, scenario) for setting in chosen for scenario in study.SCENARIOS),
     }
-    assert rows["broken", None]["reason"].startswith("no such thing")
     for scenario in study.SCENARIOS:
+        assert rows["broken", scenario]["reason"] == "no such thing"
+        assert "ValidationError" in rows["invalid", scenario]["reason"]
+        assert rows["idle", scenario]["reason"] == study.NOTHING
         assert rows["the same file again", scenario]["over"] == study.PLAIN
         folded = rows["uint8 input, folded", scenario]
         assert folded["over"] == study.BY_HOST
@@ -89,6 +97,52 @@ def test_rows_and_claims_of_one_runtime(
 
 def _broken(base: Base, path: Path, batch: int) -> None:
     raise UserError("no such thing")
+
+
+def _invalid(base: Base, path: Path, batch: int) -> None:
+    onnx.checker.check_model(onnx.ModelProto())
+
+
+BROKEN = {
+    "broken": Setting("broken", _broken),
+    "invalid": Setting("invalid", _invalid),
+    "idle": Setting("idle", SETTINGS[0].make),
+}
+
+
+def test_main_measures_the_shipped_model_and_goes_on_behind_what_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fashion_train
+) -> None:
+    case = shipped_case()
+    lost = replace(case, name="lost", checkpoint=str(tmp_path / "none.safetensors"))
+    monkeypatch.setattr(study, "cases", lambda data: (case,))
+    monkeypatch.setattr(study, "random_case", lambda data: lost)
+    monkeypatch.setattr(study, "TARGETS", {"onnxruntime": "ort-cpu"})
+    monkeypatch.setattr(study, "SETTINGS", SETTINGS[:1])
+    monkeypatch.setattr(
+        study, "_length", lambda *rest: SpeedConfig((rest[1],), rest[2], 1, 0, 3, 0.0, 1)
+    )
+    out = tmp_path / "ablation.json"
+    arguments = ["--data", str(tmp_path), "--quick", "--json", "-o", str(out)]
+    arguments += ["--model", "lost", "--model", case.name]
+    done = CliRunner().invoke(study.command, arguments)
+    assert done.exit_code == 0, done.output
+    first, *rest = json.loads(out.read_text("utf-8"))["rows"]
+    assert (first["model"], first["status"]) == ("lost", "did not run")
+    assert [(row["setting"], row["scenario"]) for row in rest] == [
+        (SETTINGS[0].name, scenario) for scenario in study.SCENARIOS
+    ]
+    assert all(row["change"] == 0 for row in rest)
+
+
+def test_judged_images_are_spread_over_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(study, "prepare_subject", lambda *rest: seen.append(rest[-1]))
+    monkeypatch.setattr(study, "open_source", lambda *rest: range(640))
+    study._subject(tmp_path, tmp_path, shipped_case(), True)
+    assert seen == [tuple(range(0, 640, 10))]
 
 
 def test_the_host_normalizes_as_evaluation_does(subject: Subject, base: Base) -> None:
@@ -102,11 +156,15 @@ def test_the_host_normalizes_as_evaluation_does(subject: Subject, base: Base) ->
 
 def test_settings_are_told_apart_and_on_where_they_are_measured() -> None:
     assert len({setting.name for setting in SETTINGS}) == len(SETTINGS)
+    # What a runtime's plain file has already would be compared with itself.
+    assert {s.name: s.runtimes for s in SETTINGS if s.name.startswith("branches")} == {
+        "branches in float": ("onnxruntime",), "branches quantized": ("openvino",),
+    }  # fmt: skip
     for setting in SETTINGS:
         assert set(setting.on) <= set(setting.runtimes) <= set(TARGETS), setting.name
 
 
 def test_an_unknown_model_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    done = CliRunner().invoke(study.command, ["--data", str(tmp_path), "--model", "resnet5"])
+    done = CliRunner().invoke(study.command, ["--data", str(tmp_path), "--model", "resnet50-rand"])
     assert done.exit_code == 2
-    assert 'Did you mean "resnet50"?' in done.output
+    assert 'Did you mean "resnet50-random"?' in done.output
