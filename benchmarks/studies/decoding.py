@@ -42,13 +42,17 @@ from deploy_tools.runtimes import RuntimeConfig, Session, open_session
 SPEC = InputSpec((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 232, "center")
 SMALL = replace(SPEC, size=(56, 56), resize=58)
 SHORT_SIDES = (232, 375, 928, 1500)
+ENLARGED = 928
+"""The short side of the enlarged photos whose predictions are compared."""
 ROUNDS = 7
+_FULL, _QUICK = (48, 368), (12, 60)
+"""Photos that are timed and photos whose predictions are compared."""
 Way = Callable[[Path], NDArray[np.uint8]]
 
 
 def main(results: Results, data: Path, checkpoint: Path) -> None:
     """Time the ways from a JPEG to pixels and compare their predictions."""
-    timed, judged = (12, 60) if results.quick else (48, 368)
+    timed, judged = _QUICK if results.quick else _FULL
     with tempfile.TemporaryDirectory() as folder:
         session = _session(checkpoint, Path(folder))
         photos = spread_photos(data, "val", judged)
@@ -59,7 +63,7 @@ def main(results: Results, data: Path, checkpoint: Path) -> None:
             _time(results, made, short)
         for name, short, spec in (
             ("as they are", 232, SPEC),
-            ("enlarged", 928, SPEC),
+            ("enlarged", ENLARGED, SPEC),
             ("small input", 232, SMALL),
         ):
             files = [enlarged(p, short, Path(folder), data) for p in photos]
@@ -198,19 +202,14 @@ def enlarged(path: Path, short: int, folder: Path, data: Path) -> Path:
     return made
 
 
+_PATH = click.Path(path_type=Path, exists=True)
+_OPTIONS = [
+    click.Option(["--data"], type=_PATH, required=True, help="Photos: train, val."),
+    click.Option(
+        ["--checkpoint"], type=_PATH, required=True, metavar="FILE", help="Its ResNet-18."
+    ),
+]
+command = run_study("decoding", main, _OPTIONS)
+
 if __name__ == "__main__":
-    path_type = click.Path(path_type=Path, exists=True)
-    run_study(
-        "decoding",
-        main,
-        [
-            click.Option(["--data"], type=path_type, required=True, help="Photos: train, val."),
-            click.Option(
-                ["--checkpoint"],
-                type=path_type,
-                required=True,
-                metavar="FILE",
-                help="Its ResNet-18.",
-            ),
-        ],
-    )()
+    command()

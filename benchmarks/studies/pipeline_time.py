@@ -40,6 +40,8 @@ DEFAULT, PLAIN = "quantize, default", "quantize, plain minmax"
 _PARTS = "benchmarks.studies.pipeline_parts"
 _MIB = 1 << 20
 _HOTTEST = 3
+_FULL, _QUICK = ("resnet50", 512, 512), ("resnet18", 64, 64)
+"""Architecture, calibration images, images of the report."""
 _TIMEOUT_S = 4 * 3600.0
 
 
@@ -72,7 +74,7 @@ def parts(split: str, evaluated: int) -> Iterator[Part]:
 
 def main(results: Results, data: Path, images: int | None = None) -> None:
     """CPU seconds, wall time and peak memory of the pipeline's parts and of other tools'."""
-    arch, count, evaluated = ("resnet18", 64, 64) if results.quick else ("resnet50", 512, 512)
+    arch, count, evaluated = _QUICK if results.quick else _FULL
     count = images or count
     with tempfile.TemporaryDirectory() as folder:
         table = ModelTable(arch, random_weights=True, num_classes=1000)

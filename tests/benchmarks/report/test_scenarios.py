@@ -54,10 +54,11 @@ def test_runs_of_other_scenarios_are_valid_and_shown(wide):
     assert found["int8-static-ort", "multi-stream"][2] == "8"
     server = found["int8-static-ort", "server"]
     assert server[3] == "15"
-    assert server[6].startswith("150\n")
-    assert server[7] == "-"  # the baseline keeps the limit at no rate: there is no ratio
-    assert found["fp32-ort", "server"][6] == "limit missed"
-    assert found["int8-static-ort", "offline, end to end"][7].startswith("5.00x")
+    assert float(server[4].split()[0]) <= float(server[5].split()[0]) <= float(server[6].split()[0])
+    assert server[7].startswith("150\n")
+    assert server[8] == "-"  # the baseline keeps the limit at no rate: there is no ratio
+    assert found["fp32-ort", "server"][7] == "limit missed"
+    assert found["int8-static-ort", "offline, end to end"][8].startswith("5.00x")
     paths = write_report(values, folder)
     for name in ("report.md", "report.html"):
         text = paths[name].read_text("utf-8")
@@ -91,6 +92,17 @@ def test_a_report_without_them_has_one_table(report):
     values, folder = report
     assert scenario_rows(values)[1] == []
     assert "Other scenarios" not in write_report(values, folder)["report.md"].read_text("utf-8")
+
+
+def test_a_given_rate_at_which_the_limit_is_missed_is_said(report):
+    values = copy.deepcopy(report[0])
+    for ms, said in ((20.0, True), (4.0, False)):
+        fixed = samples(
+            "fp32-ort", "server", ms, rate=10.0, latency_limit_ms=15.0, target_rate=10.0
+        )
+        values["variants"][1]["speed"]["runs"] = [SpeedRun(fixed, fixed).to_dict()]
+        (row,) = scenario_rows(values)[1]
+        assert row[7].startswith("limit missed at ") == said
 
 
 def test_energy_is_shown_for_every_run_where_it_was_counted(report):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,7 +17,7 @@ from benchmarks.studies import growth
 from benchmarks.studies.base import Results
 from benchmarks.studies.growth_fit import fit_of
 from benchmarks.studies.growth_plot import plot, table
-from benchmarks.studies.growth_stages import STAGES, Cost, Task, cost_of
+from benchmarks.studies.growth_stages import STAGES, Cost, Task, cost_of, keep_to
 from deploy_tools.errors import UserError
 
 
@@ -84,25 +85,91 @@ def test_a_stage_in_a_process_of_its_own(shared_data: Path, tmp_path: Path) -> N
 
 
 def test_tasks_come_after_what_they_read(shared_data: Path, tmp_path: Path) -> None:
-    plan = growth.Plan((8, 14), 8, 4, 5, (6, 99_999), (7, 10_001), 1)
+    plan = growth.Plan((8, 14, 20), 14, 4, 5, (6, 99_999), (7, 10_001), 1)
     found = list(growth.tasks(plan, task(tmp_path, shared_data / "cifar10")))
-    by_depth = [(size, one.stage) for axis, size, one in found if axis == growth.DEPTH]
-    assert by_depth == [
-        (depth, stage)
-        for depth in plan.depths
-        for stage in growth.BY_DEPTH
-        if (depth, stage) != (14, growth.AUTO)
-    ]
-    rest = found[len(by_depth) :]
-    counts = dict.fromkeys(
-        (axis, size) for axis, size, _ in rest
-    )  # the last of each is what the split has
-    assert next(iter(counts)) == (growth.CALIBRATION, 6)
-    assert list(counts)[-1] == (growth.EVALUATION, 10_000)
-    for axis, size, one in rest:
-        assert one.depth == 8
-        assert one.folder == str(tmp_path / "8")
-        assert size == (one.calibration if axis == growth.CALIBRATION else one.evaluation)
+    names = [(axis, size, one.stage) for axis, size, one in found]
+    assert len(set(names)) == len(names)
+    quick = [stage for stage in growth.BY_DEPTH if stage != growth.AUTO]
+    for depth in plan.depths:
+        own = [stage for axis, size, stage in names if (axis, size) == (growth.DEPTH, depth)]
+        assert own == (quick if depth > plan.auto_depth else [*quick, growth.AUTO])
+    # Whoever stops early has most: the deepest after the images, the default's ranges at the end.
+    deepest = names.index((growth.DEPTH, 20, quick[0]))
+    assert deepest > max(i for i, name in enumerate(names) if name[0] == growth.EVALUATION)
+    late = [name for name in names if name[2] == growth.AUTO]
+    assert names[-len(late) :] == late
+    assert late == [
+        (growth.DEPTH, 8, growth.AUTO), (growth.DEPTH, 14, growth.AUTO),
+        (growth.CALIBRATION, 6, growth.AUTO), (growth.CALIBRATION, 50_000, growth.AUTO),
+    ]  # fmt: skip
+    sizes = {axis: [size for a, size, _ in found if a == axis] for axis in growth.AXES}
+    assert sizes[growth.EVALUATION] == [7, 7, 10_000, 10_000]  # the last is what the split has
+    for axis, size, one in found:
+        if axis != growth.DEPTH:
+            assert (one.depth, one.folder) == (8, str(tmp_path / "8"))
+            assert size == (one.calibration if axis == growth.CALIBRATION else one.evaluation)
+
+
+def test_the_default_is_not_tried_above_its_depth_on_any_axis(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    plan = growth.Plan((20,), 8, 4, 5, (6,), (7,), 1)
+    found = list(growth.tasks(plan, task(tmp_path, shared_data / "cifar10", depth=20)))
+    assert growth.CALIBRATION in {axis for axis, _, _ in found}
+    assert growth.AUTO not in {one.stage for _, _, one in found}
+
+
+def test_one_axis_needs_the_first_depth_alone(shared_data: Path, tmp_path: Path) -> None:
+    plan = growth.Plan((8, 14), 8, 4, 5, (6,), (7,), 1)
+    first = task(tmp_path, shared_data / "cifar10")
+    found = list(growth.tasks(plan, first, (growth.EVALUATION,)))
+    assert {one.depth for _, _, one in found} == {8}
+    assert [axis for axis, _, _ in found if axis != growth.DEPTH] == [growth.EVALUATION] * 2
+    assert growth.AUTO not in {one.stage for _, _, one in found}
+
+
+@pytest.mark.parametrize("part", [(), ("--axis", growth.DEPTH)])
+def test_main_goes_on_behind_a_stage_that_fails(
+    part: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, shared_data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+
+    def cost(one: Task) -> Cost:
+        if (one.stage, one.depth) == ("predict", 20):
+            raise UserError("predict of ResNet-20 failed: no such file")
+        return Cost(30.0, one.depth * one.calibration / 64, 100 << 20, 200 << 20)
+
+    monkeypatch.setattr(growth, "cost_of", cost)
+    keep = tmp_path / "kept"
+    arguments = ["--data", str(shared_data / "cifar10"), "--keep", str(keep), "--json", *part]
+    done = CliRunner().invoke(growth.command, arguments)
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
+    (failed,) = (row for row in rows if "reason" in row and row["axis"] == growth.DEPTH)
+    assert (failed["stage"], failed["size"], failed["status"]) == ("predict", 20, "did not run")
+    assert {"slope", "cpu_seconds"} <= {key for row in rows for key in row}
+    name = "growth-part" if part else "growth"
+    assert {path.name for path in keep.iterdir()} == {f"{name}.md", f"{name}.svg"}
+    page, svg = ((keep / f"{name}.{end}").read_text("utf-8") for end in ("md", "svg"))
+    for text in (page, svg):
+        assert "benchmarks.studies.growth --data DIR" in text
+        assert "cores" in text
+    assert "- predict by depth, 20: predict of ResNet-20 failed" in page
+    assert str(tmp_path) not in page + svg
+
+
+def test_a_stage_keeps_to_its_cores_and_is_stopped_when_it_takes_too_long(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    if hasattr(os, "sched_getaffinity"):
+        before = os.sched_getaffinity(0)
+        try:
+            keep_to(1)
+            assert os.sched_getaffinity(0) == {max(before)}
+        finally:
+            os.sched_setaffinity(0, before)
+    with pytest.raises(UserError, match=r"fold of ResNet-8 took over 0 s and was stopped"):
+        cost_of(task(tmp_path, shared_data / "cifar10", "fold"), timeout_s=0.01)
 
 
 def test_the_least_of_a_few_runs_counts(monkeypatch: pytest.MonkeyPatch) -> None:

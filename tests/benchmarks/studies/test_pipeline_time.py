@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from benchmarks.peers.base import Job, PeerFile
-from benchmarks.studies import pipeline_parts, pipeline_time
+from benchmarks.peers.base import Job, PeerError, PeerFile
+from benchmarks.studies import pipeline_export, pipeline_parts, pipeline_time
 from benchmarks.studies.base import Results
 from benchmarks.studies.pipeline_parts import StepClock, quantize, read_steps
 from deploy_tools.errors import UserError
 from deploy_tools.onnx_files import input_spec_of, load_onnx
-from deploy_tools.recipe import ModelTable
+from deploy_tools.recipe import InputTable, ModelTable
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def job(demo_onnx: Path, demo_checkpoint: Path) -> Job:
 
 
 def test_fold_and_export_gives_the_model_again(job: Job, tmp_path: Path) -> None:
-    quantize(job, tmp_path / "again.onnx", "fold and export")
+    pipeline_export.quantize(job, tmp_path / "again.onnx")
     again, given = load_onnx(tmp_path / "again.onnx"), load_onnx(job.model)
     assert [n.op_type for n in again.graph.node] == [n.op_type for n in given.graph.node]
     assert again.graph.initializer[0].raw_data == given.graph.initializer[0].raw_data
@@ -87,8 +89,49 @@ def test_without_another_tool_nothing_is_claimed_as_met() -> None:
     assert [claim.met for claim in results.claims] == [False]
 
 
+@pytest.mark.parametrize("works", [True, False])
+def test_main_goes_on_behind_a_part_that_fails(
+    works: bool, monkeypatch: pytest.MonkeyPatch, shared_data: Path, tmp_path: Path
+) -> None:
+    """Every part through the command; what each process does has tests of its own."""
+
+    def measure(adapter, job, path, settings, timeout_s):
+        if adapter.endswith("nncf_static") or (settings.get("part") == "quantize" and not works):
+            raise PeerError("it is broken.")
+        if settings.get("part") == "quantize":
+            path.write_bytes(job.model.read_bytes())
+            pipeline_parts.steps_of(path).write_text('{"calibrate": 1.0, "round": 3.0}')
+        if settings.get("part") == "report":
+            names = {each.name for each in (path.parent / "predictions").iterdir()}
+            assert names == {"fp32-ort.npz", "int8-static-ort.npz"}
+        return PeerFile(path, 2.0, 4.0, 1 << 20, 1)
+
+    small = InputTable((32, 32), (0.5,) * 3, (0.25,) * 3, 32, "center")
+    monkeypatch.setattr(pipeline_time, "measure", measure)
+    monkeypatch.setattr(pipeline_time, "PHOTOS", small)
+    monkeypatch.setattr(pipeline_time, "_QUICK", ("resnet18", 8, 4))
+    arguments = ["--data", str(shared_data / "flowers"), "--quick", "--json", "--images", "8"]
+    done = CliRunner().invoke(pipeline_time.command, arguments)
+    assert done.exit_code == 0, done.output
+    values = json.loads(done.stdout.splitlines()[-1])
+    parts = {row["part"]: row for row in values["rows"] if "step" not in row}
+    assert len(parts) == 9
+    assert ("reason" in parts[pipeline_time.DEFAULT]) == (not works)
+    # Without the default's file there is nothing to report on, and that is a row too.
+    assert ("int8.onnx" in parts["report"].get("reason", "")) == (not works)
+    assert parts["default, batch 1, .xml"]["reason"] == "it is broken."
+    steps = [row["step"] for row in values["rows"] if "step" in row]
+    assert steps == (["round", "calibrate"] if works else [])
+    assert [claim["met"] for claim in values["claims"]] == [True, True]
+
+
 def test_the_report_comes_after_the_file_it_is_about() -> None:
     names = [part.name for part in pipeline_time.parts("val", 64)]
     assert names.index(pipeline_time.DEFAULT) < names.index("report")
+    # What the claims compare is done before what takes longest.
+    assert names[0] == pipeline_time.PLAIN
+    assert max(
+        i for i, name in enumerate(names) if name.startswith("default, batch")
+    ) < names.index(pipeline_time.DEFAULT)
     files = [part.file for part in pipeline_time.parts("val", 64) if part.tool != "deploy-tools"]
     assert not {"int8.onnx", "fp32.onnx"} & set(files)
