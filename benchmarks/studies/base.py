@@ -155,7 +155,7 @@ def command_of(name: str, context: click.Context) -> str:
         if isinstance(option, click.Option) and option.is_flag:
             parts += [flag]
             continue
-        for each in value if option.multiple else [value]:  # type: ignore[attr-defined]
+        for each in value if option.multiple else [value]:
             is_path = isinstance(option.type, click.Path)
             parts += [flag, str(option.metavar or "DIR") if is_path else shlex.quote(str(each))]
     return " ".join(parts)

@@ -133,7 +133,7 @@ def one_scenario(
 ) -> None:
     """Time all rows in a scenario; rows, claims and the share of the peak.
 
-    Where not even the baseline runs, one row says why.
+    Where not even the baseline runs, one row says why and the claim is not met.
     """
     names = {"model": model, "scenario": scenario}
     chosen = [row for row in rows() if row.quick or not results.quick]
@@ -142,6 +142,7 @@ def one_scenario(
     except DeployToolsError as error:
         nothing = {"tool": "every tool", "way": "", "input": "", "status": "did not run"}
         results.row(**names, **nothing, reason=short(str(error)))
+        claim_speed(results, model, scenario, [])
         return
     for each in timed:
         results.rows.append(names | values_of(each))

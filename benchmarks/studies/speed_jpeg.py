@@ -197,8 +197,12 @@ def compare_jpeg(
         for scenario in ("offline", "single-stream"):
             batch = BATCH if layout == ONE_CORE else OFFLINE
             place = Place(files, photos, layout, scenario)
-            own = {"scenarios": (scenario,), "batch": batch}
-            runs, rates = _timed(results, place, replace(final, **own), replace(search, **own))
+            runs, rates = _timed(
+                results,
+                place,
+                replace(final, scenarios=(scenario,), batch=batch),
+                replace(search, scenarios=(scenario,), batch=batch),
+            )
             claim_jpeg(results, place.name, runs, rates)
 
 
