@@ -140,6 +140,7 @@ def test_a_scenario_without_its_baseline_is_a_row_and_ends_nothing(monkeypatch) 
     assert (row["model"], row["scenario"], row["reason"]) == (
         "m", "offline", "the baseline does not run: no memory",
     )  # fmt: skip
+    assert [claim.met for claim in results.claims] == [False, False]
 
 
 def test_the_roofline_alone_is_measured_and_kept(monkeypatch, tmp_path: Path) -> None:

@@ -158,23 +158,25 @@ def test_a_setting_that_fails_is_not_chosen(bench: Bench) -> None:
     assert {s.streams for s, rate in picky.search.tried.items() if rate == 0} == {2}
 
 
-def test_the_fastest_setting_is_chosen(bench: Bench) -> None:
-    import time
+def test_the_fastest_setting_is_chosen(bench: Bench, monkeypatch) -> None:
+    def rates(row, settings, scenario, failures, waits):
+        return {setting: {4: 900.0}.get(setting.chunk, 100.0) for setting in settings}
 
-    def opened(source, setting):
-        def call(inputs):
-            time.sleep(0.002 if setting.chunk == 4 else 0.02)
-            return product()(source, setting).run(inputs)[0]
+    opened = []
 
-        return FunctionSession("some", "int8", call)
+    def remembered(source, setting):
+        opened.append(setting.chunk)
+        return product()(source, setting)
 
-    rows = (
-        ROWS[0],
-        row("slow", "fast at 4", opened, space=Space(streams=False, divisors=(8, 4, 1))),
-    )
-    found = bench.measure(rows, "offline")[1]
+    monkeypatch.setattr(bench, "_rates", rates)
+    space = Space(streams=False, divisors=(8, 4, 1))
+    found = bench.measure((ROWS[0], row("slow", "fast at 4", remembered, space=space)), "offline")[
+        1
+    ]
     assert found.search.best.chunk == 4
     assert {setting.chunk for setting in found.search.tried} == {2, 4, 16}
+    assert opened == [4]
+    assert found.run is not None
 
 
 def test_sessions_are_closed_whatever_happens(bench: Bench, monkeypatch) -> None:
