@@ -7,7 +7,7 @@ CPU seconds are compared and not wall time, which other work on the machine chan
 runs the least counts. A stage that fails is a row with the reason, and so are those that would
 have read its file. --keep writes growth.svg and growth.md there (growth-part, where --quick,
 --axis or --depths leave something out); rows are kept as they come, in FILE.part with -o and in
-the .md.
+growth.md.part with --keep.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from benchmarks.environment import describe_environment
+from benchmarks.peers.worker import short
 from benchmarks.studies.base import Results, run_study
 from benchmarks.studies.growth_fit import fit_of
 from benchmarks.studies.growth_plot import plot, table
@@ -93,16 +94,17 @@ def main(
             try:
                 cost, runs = _least(task, plan)
             except UserError as error:
-                results.row(**row, status="did not run", reason=str(error))
+                results.row(**row, status="did not run", reason=short(str(error)))
                 continue
             results.row(**row, **_figures(cost), runs=runs)
             if keep is not None:
-                write_text(keep / f"{name}.md", _page(results, ()))
+                write_text(keep / f"{name}.md.part", _page(results, ()))
     rows = measured(results)
     fits = _fits(results, rows)
     if keep is not None:
         write_text(keep / f"{name}.svg", plot(rows, _made_by(results)))
         write_text(keep / f"{name}.md", _page(results, fits))
+        (keep / f"{name}.md.part").unlink(missing_ok=True)
 
 
 def measured(results: Results) -> list[dict[str, Any]]:
