@@ -84,6 +84,8 @@ def main(results: Results, data: Path, model: Sequence[str]) -> None:
                 continue
             for runtime in TARGETS:
                 _runtime(results, name, runtime, subject, count)
+    if not any("speedup" in row for row in results.rows):
+        raise UserError(f"nothing ran: {results.rows[-1]['reason']}")
 
 
 def _subject(folder: Path, data: Path, case: Case, quick: bool) -> tuple[Subject, int]:
