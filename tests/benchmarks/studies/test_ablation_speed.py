@@ -135,7 +135,7 @@ def test_main_measures_the_shipped_model_and_goes_on_behind_what_fails(
     assert all(row["change"] == 0 for row in rest)
     done = CliRunner().invoke(study.command, ["--data", str(tmp_path), "--model", "lost"])
     assert done.exit_code == 2
-    assert "nothing ran: UserError: none.safetensors" in done.output
+    assert "nothing ran: UserError: checkpoint none.safetensors" in done.output
 
 
 def test_judged_images_are_spread_over_the_folder(
