@@ -212,7 +212,7 @@ def test_no_more_are_opened_than_time_and_memory_allow() -> None:
         usable, skipped = bench.open_all(DEFAULT, [*wide, ONE], bench.now + 100)
         assert usable == [DEFAULT, wide[0], ONE]  # a stream of several threads has its own copy
         assert [left.reason[:43] for left in skipped] == [
-            f"3 copies of the model are in memory, it wou"
+            "3 copies of the model are in memory, it wou"
         ] * 3
         bench.keep([DEFAULT])
         usable, skipped = bench.open_all(DEFAULT, many, bench.now - 1)
