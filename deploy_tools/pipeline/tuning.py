@@ -46,7 +46,8 @@ def choose(
     if within:
         found = choose_within(bench, plain, usable, start, config)
     else:
-        found = _for_throughput(bench, plain, usable, start, config.budget_s(), can_split)
+        sizes = BATCHES if can_split else ()
+        found = _for_throughput(bench, plain, usable, start, config.budget_s(), sizes, candidates)
     return replace(found, skipped=(*skipped, *found.skipped))
 
 
@@ -56,8 +57,14 @@ def _for_throughput(
     usable: Sequence[Settings],
     start: float,
     budget: float,
-    can_split: bool,
+    sizes: Sequence[int],
+    candidates: Sequence[Settings],
 ) -> Choice:
+    """Return the settings with the most images a second.
+
+    plain: the default, without a batch; where it is no candidate, only its own batch is measured.
+    sizes: batches to try besides that one.
+    """
     end = start + budget
     default = replace(plain, batch=DEFAULT_BATCH)
     at_once = [replace(s, batch=max(DEFAULT_BATCH, s.streams)) for s in usable]
@@ -71,7 +78,8 @@ def _for_throughput(
     rungs = successive_halving(at_once, default, measure, _FINALISTS, 0.4 * left)
     best = rungs[-1].best(_FINALISTS) if rungs else [default]
     left = max(end - bench.now, 0.4 * budget)
-    wanted, skipped = _affordable(bench, best, left / 6, can_split)
+    rivals = [s for s in best if replace(s, batch=None) in candidates]
+    wanted, skipped = _affordable(bench, best, _sized(rivals, sizes), left / 6)
     more = successive_halving(wanted, default, measure, 1, 0.5 * left)
     tried = (*rungs, *more)
     winner = (more or rungs)[-1].best(1)[0] if tried else default
@@ -85,11 +93,15 @@ def _for_throughput(
     return replace(found, tried=tried, skipped=skipped)
 
 
+def _sized(some: Sequence[Settings], sizes: Sequence[int]) -> list[Settings]:
+    """Return the settings at each of these batches."""
+    return with_batches([replace(s, batch=None) for s in some], bool(sizes), sizes)
+
+
 def _affordable(
-    bench: TuningBench, best: Sequence[Settings], seconds: float, can_split: bool
+    bench: TuningBench, best: Sequence[Settings], sized: Sequence[Settings], seconds: float
 ) -> tuple[list[Settings], tuple[Skipped, ...]]:
     """Return the best, and other batches of theirs that can all be compared in so many seconds."""
-    sized = with_batches([replace(s, batch=None) for s in best], can_split, BATCHES)
     others = sorted((s for s in sized if s not in best), key=bench.call_s)
     skipped: list[Skipped] = []
     while others and least_seconds(map(bench.call_s, (*best, *others))) > seconds:

@@ -108,6 +108,15 @@ def test_a_batch_that_spreads_the_cost_of_a_call_is_found() -> None:
     assert found.measured()["chosen"]["speedup"] == pytest.approx((3 / 8 + 0.1) / (3 / 64 + 0.1))
 
 
+def test_a_default_that_is_no_candidate_stays_as_it_is() -> None:
+    """Another batch would make it faster, but it is there to compare with."""
+    found = chosen(World(an_image({DEFAULT: 0.1, OTHER: 0.3}, fixed=3.0)), [OTHER])
+    assert found.settings == replace(OTHER, batch=64)
+    for rung in found.tried:
+        assert [s for s, _ in rung.scores if s.runtime == "onnxruntime"] == [found.default]
+    assert chosen(World(an_image({DEFAULT: 0.1, OTHER: 9.0}, fixed=3.0)), [OTHER]).is_default
+
+
 def test_a_small_batch_wins_where_large_ones_are_slow() -> None:
     def cost(config: RuntimeConfig, images: int, now: float) -> float:
         return images * (0.5 if images <= 2 else 1.0)
