@@ -24,7 +24,9 @@ class PathToLabel:
 
     It is timed in place of the session it holds. Files are read at every call, from the system's
     page cache after the first round; each call takes the next ones of the source, in its order
-    and from its start again after the last, so that no variant sees other images than another.
+    and from its start again after the last. A slot begins at an image that follows from its number
+    alone: slots end by time, and so all variants see the same images in a round, but for the last
+    ones, which a slow variant does not reach.
     prepare(i): makes image i of the source the model's input (C, H, W); by default decoding with
     Pillow and `preprocess`, as in evaluation. Raises UserError for a source without files.
     """
@@ -41,7 +43,7 @@ class PathToLabel:
         require_files(source)
         self._session, self._spec, self._source = session, spec, source
         self._prepare = prepare or self._decode
-        self._calls = itertools.count()
+        self._start, self._calls = 0, itertools.count()
         names = session.output_names
         self._output = names.index(spec.output_name) if spec.output_name in names else 0
         self.runtime, self.provider = session.runtime, session.provider
@@ -52,10 +54,16 @@ class PathToLabel:
 
     def run(self, inputs: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """Classify as many of the next images as `inputs` has rows; returns their labels."""
-        first = next(self._calls) * len(inputs)
+        first = self._start + next(self._calls) * len(inputs)
         chosen = [(first + row) % len(self._source) for row in range(len(inputs))]
         batch = np.stack([self._prepare(index) for index in chosen])
         return (self._session.run(batch)[self._output].argmax(axis=1),)
+
+    def begin_slot(self, number: int) -> None:
+        """Go to the first image of a slot; those of many slots are spread over the source."""
+        # Steps of the golden section: no two slots of a few begin near each other.
+        self._start = number * max(round(0.618 * len(self._source)), 1) % len(self._source)
+        self._calls = itertools.count()
 
     def close(self) -> None:
         """Close the session that it holds."""

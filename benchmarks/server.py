@@ -204,6 +204,20 @@ def serve(queue: Queue, run: Callable[[], Any], workers: int, tools: Tools) -> i
     return begin
 
 
+def for_every_stream(session: Session, inputs: NDArray[Any]) -> NDArray[Any]:
+    """Return a query for each stream of a session, in one call: it warms all of them up."""
+    return np.concatenate([inputs] * getattr(session, "streams", 1))
+
+
+def begin_slot(session: Session, number: int) -> None:
+    """Tell a session that chooses its own images (`end_to_end.PathToLabel`) that a slot begins.
+
+    number: the same for the slots of all variants that are compared with each other.
+    """
+    if hasattr(session, "begin_slot"):
+        session.begin_slot(number)
+
+
 @dataclass(frozen=True)
 class ServerBench:
     """The server scenario of several sessions, side by side.
@@ -239,7 +253,7 @@ class ServerBench:
 
     def _search(self, number: int, generator: np.random.Generator) -> dict[str, Slot]:
         searches = {
-            variant: RateSearch(_HEADROOM * self.capacity(variant))
+            variant: RateSearch(_HEADROOM * self.capacity(variant, number))
             for variant in self._order(generator)
         }
         for step in range(self.config.steps):
@@ -248,13 +262,13 @@ class ServerBench:
                 search.tell(*self.probe(variant, search.rate, number, place, step, abort=True))
         return {variant: search.slot for variant, search in searches.items()}
 
-    def capacity(self, variant: str) -> float:
-        """Return queries per second when all of them wait in line from the start.
+    def capacity(self, variant: str, number: int) -> float:
+        """Return queries per second of a round when all of them wait in line from the start.
 
         At a higher rate the line grows for ever, so a search needs not look far above it.
         """
         queue = Queue(np.zeros(max(self.config.queries // 4, 20), np.int64))
-        self._served(variant, queue)
+        self._served(variant, queue, number, 0)
         _, latencies = queue.served()
         return len(latencies) / max(float(latencies.max()), 1.0) * 1e9
 
@@ -270,21 +284,28 @@ class ServerBench:
         arrivals = poisson_arrivals(count, rate, (self.seed, number, step))
         limit = self.config.latency_limit_ms
         queue = Queue(arrivals, limit * 1e6 if abort else None, allowed)
-        begin, energy = self._served(variant, queue)
+        begin, energy = self._served(variant, queue, number, step + 1)
         starts, latencies = queue.served()
         slot = Slot(number, place, starts + (begin - self.begin), latencies, rate, energy)
         return slot, slot.late(limit) <= allowed
 
-    def _served(self, variant: str, queue: Queue) -> tuple[int, float | None]:
-        """Serve a queue once the machine is idle; returns its begin and the joules it took."""
+    def _served(
+        self, variant: str, queue: Queue, number: int, turn: int
+    ) -> tuple[int, float | None]:
+        """Serve a queue once the machine is idle; returns its begin and the joules it took.
+
+        turn: of the slot within its round.
+        """
         session, meter = self.sessions[variant], self.tools.meter
         inputs = self.inputs[variant]
+        settling = for_every_stream(session, inputs)
         self.tools.wait()
+        begin_slot(session, number * (self.config.steps + 1) + turn)
         collecting = gc.isenabled()
         gc.disable()  # a collection in the middle of a call would be billed to the model
         try:
             for _ in range(self.settle):
-                session.run(inputs)
+                session.run(settling)
             before = meter.read()
             begin = serve(
                 queue, lambda: session.run(inputs), getattr(session, "streams", 1), self.tools

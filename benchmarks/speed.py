@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from benchmarks.energy import EnergyMeter, find_energy_meter
 from benchmarks.samples import SampleSet, Slot, write_samples
-from benchmarks.server import ServerBench, ServerConfig, Tools
+from benchmarks.server import ServerBench, ServerConfig, Tools, begin_slot, for_every_stream
 from benchmarks.speed_run import SpeedRun as SpeedRun
 from deploy_tools.errors import DeployToolsError, UserError, nearest
 from deploy_tools.runtimes import Session
@@ -129,7 +129,9 @@ def measure_speed(
     for scenario in config.scenarios:
         inputs = inputs_of(make_batch, sessions, config.batch_of(scenario))
         for variant, session in sessions.items():
-            _warm_up(variant, session, inputs[variant], config.warmup)
+            given = inputs[variant]
+            one = for_every_stream(session, given) if scenario == "server" else given
+            _warm_up(variant, session, one, config.warmup)
         if scenario == "server":
             bench = ServerBench(
                 sessions, inputs, config.server, config.settle, config.seed, clock(), tools
@@ -173,6 +175,7 @@ def _closed_loop(
         for position, place in enumerate(generator.permutation(len(sessions))):
             variant = list(sessions)[place]
             tools.wait()
+            begin_slot(sessions[variant], number)
             starts, durations, energy = _timed_calls(
                 sessions[variant], inputs[variant], config, config.least_calls(scenario), tools
             )

@@ -111,6 +111,17 @@ def _refuse_external_data(proto: onnx.ModelProto, path: Path) -> None:
             )
 
 
+def every_node(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Yield all nodes of a model, those of subgraphs and of its own functions included."""
+    waiting = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                waiting += graph.node
+
+
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """Every tensor that a graph holds, those of its nodes and their subgraphs included."""
     yield from graph.initializer

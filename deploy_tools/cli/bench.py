@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,15 @@ from deploy_tools.cli.scenarios import (
     scenario_options,
 )
 from deploy_tools.cli.show import print_table, say_session
-from deploy_tools.cli.tuned import config_of, tuned_batch, tuned_option, tuned_settings
+from deploy_tools.cli.tuned import (
+    RUN_OPTIONS,
+    batch_for_all,
+    batch_of,
+    config_of,
+    tuned_batch,
+    tuned_option,
+    tuned_settings,
+)
 from deploy_tools.data import open_source
 from deploy_tools.data.source import ImageSource, SubsetSource, batches
 from deploy_tools.data.splits import stratified_choice
@@ -56,7 +65,7 @@ def command() -> None:
 @_PROVIDER
 @_PRECISION
 @_THREADS
-@tuned_option
+@tuned_option(*RUN_OPTIONS)
 @engine_options
 @output_options
 def accuracy(
@@ -98,7 +107,7 @@ def accuracy(
                 session = opened.session
                 runs_in[str(model)], runtimes[str(model)] = session.precision, session.runtime
                 say_session(model, session, verbose)
-                batch = opened.batch(_BATCH)
+                batch = opened.batch(batch_of(model, tuned, _BATCH))
                 found.append(
                     predictions_from_images(session, loaded, opened.spec, batch, None, progress)
                 )
@@ -132,7 +141,7 @@ def accuracy(
 @_PROVIDER
 @_PRECISION
 @_THREADS
-@tuned_option
+@tuned_option(*RUN_OPTIONS)
 @engine_options
 @click.option("-o", "--out", type=PathType, metavar="DIR", help="Keep the raw timings there.")
 @output_options
@@ -180,10 +189,11 @@ def speed(
         raise UserError("a file is given twice.")
     refuse_idle_options(models)
     tuned = tuned_settings(models, no_tuned, not quiet)
-    config = chosen_config(
-        length, scenarios, tuned_batch(tuned, batch), samples_per_query, latency_limit, target_rate, rounds, seconds,
-        seed,
+    configured = partial(
+        chosen_config, length, scenarios, samples_per_query=samples_per_query,
+        latency_limit=latency_limit, target_rate=target_rate, rounds=rounds, seconds=seconds, seed=seed,
     )  # fmt: skip
+    config = configured(batch=tuned_batch(tuned, batch))
     refuse_idle_scenario_options(config.scenarios)
     runtime = RuntimeConfig(provider, threads, precision, memory=memory, cuda_graph=cuda_graph)
     with ExitStack() as stack:
@@ -191,8 +201,11 @@ def speed(
         for model in models:
             chosen = config_of(model, tuned, runtime)
             opened[str(model)] = stack.enter_context(opened_model(model, chosen))
-            _require_batches(opened[str(model)], config)
             say_session(model, opened[str(model)].session, verbose)
+        if "offline" in config.scenarios:
+            config = configured(batch=batch_for_all(config.batch, batch, opened.values()))
+        for found in opened.values():
+            _require_batches(found, config)
         loaded = open_source(source, data, split)
         if end_to_end:
             require_files(loaded)

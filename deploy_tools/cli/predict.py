@@ -63,7 +63,7 @@ from deploy_tools.runtimes import RUNTIMES, RuntimeConfig
     help="Runtime of an ONNX file; an engine has its own.",
 )
 @click.option("--threads", type=click.IntRange(0), default=0, help="0 takes every core.")
-@tuned_option
+@tuned_option("provider", "threads")
 @engine_options
 @output_options
 def command(
@@ -104,7 +104,7 @@ def command(
     refuse_idle_options([file])
     total = _count(images, list_file)
     config = RuntimeConfig(provider, threads, memory=memory, cuda_graph=cuda_graph)
-    tuned = tuned_settings([file], no_tuned, verbose)
+    tuned = tuned_settings([file], no_tuned, not quiet)
     with opened_model(file, config_of(file, tuned, config)) as opened:
         say_session(file, opened.session, verbose)
         size = opened.batch(tuned_batch(tuned, batch))

@@ -21,7 +21,7 @@ from deploy_tools.errors import UserError
 from deploy_tools.tuning.settings import PRECISIONS, TUNABLE, Settings
 
 if TYPE_CHECKING:
-    from deploy_tools.pipeline.tuning import Choice
+    from deploy_tools.pipeline.tuning_choice import Choice
     from deploy_tools.tuning.files import Tuning
 
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 @click.argument("model", type=PathType)
 @click.option("--latency-ms", type=click.FloatRange(0, 60_000, min_open=True), metavar="L", help="The most images/s of random single arrivals whose p99 keeps this limit.")  # fmt: skip
 @click.option("--throughput", is_flag=True, help="The most images/s of batches, the default.")
-@click.option("--provider", "runtimes", multiple=True, type=click.Choice(TUNABLE), help="Repeatable: try these only; the first one, untuned, is the default. [default: all]")  # fmt: skip
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Of what is not quantized; bf16 with openvino only.")  # fmt: skip
+@click.option("--provider", "runtimes", multiple=True, type=click.Choice(TUNABLE), help="Repeatable: try these only. They are compared with onnxruntime untuned, as commands run it. [default: all]")  # fmt: skip
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Of what is not quantized; bf16 with openvino only, and compared with that untuned.")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(0, 86_400, min_open=True), help="About how long it may take. [default: 60, or what the limit needs]")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of orders and arrivals.")  # fmt: skip
 @data_options("train")
@@ -63,7 +63,7 @@ def command(
       deploy-tools tune out/int8-static-ort.onnx --latency-ms 5 --source fashion-mnist
     """
     from deploy_tools.pipeline.tune import tune_onnx
-    from deploy_tools.pipeline.tuning import TuneConfig
+    from deploy_tools.pipeline.tuning_choice import TuneConfig
 
     if throughput and latency_ms is not None:
         raise click.UsageError("--throughput and --latency-ms exclude each other.")
@@ -128,6 +128,8 @@ def _show(path: Path, tuning: Tuning, choice: Choice, verbose: bool) -> None:
         click.echo(f"replay: {run}")
     kept = "the default stays" if choice.is_default else "chosen"
     click.echo(f"{kept}: {choice.reason}")
+    if choice.default.precision != "fp32":
+        click.echo(f'"the default" is {choice.default} here: nothing was run in fp32')
     click.echo(f"Written to {path}")
 
 

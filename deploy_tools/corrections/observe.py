@@ -100,15 +100,16 @@ def importance_of_channels(
     names = list(dict.fromkeys(tensors))
     found: dict[str, torch.Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
-    total = part = classes = 0
+    total = part = 0
+    shape: tuple[int, ...] = ()
     for images in _counted(batches, "weigh channels", progress):
         total += len(images)
         if not part:
-            size, classes = _kept_by_slopes(module, images[:1])
+            size, shape = _kept_by_slopes(module, images[:1])
             part = max(1, _SLOPES_BYTES // size)
         # Drawn for the whole batch: its parts leave no trace.
         drawn = torch.stack(
-            [torch.randn((len(images), classes), generator=generator) for _ in range(probes)]
+            [torch.randn((len(images), *shape), generator=generator) for _ in range(probes)]
         )
         for start in range(0, len(images), part):
             some = slice(start, start + part)
@@ -120,7 +121,7 @@ def importance_of_channels(
 def _slopes(
     module: OnnxModule, images: torch.Tensor, names: Sequence[str], probes: torch.Tensor
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the energy of each tensor's slopes by channel, for each probe (probes, N, classes)."""
+    """Yield the energy of each tensor's slopes by channel, for each probe (probes, N, ...)."""
     images.requires_grad_(True)
     values = module.values(images, [*names, module.output_name])
     logits = values[module.output_name]
@@ -133,18 +134,19 @@ def _slopes(
             yield name, _energy(_flat(torch.zeros_like(value) if slope is None else slope))
 
 
-def _kept_by_slopes(module: OnnxModule, image: torch.Tensor) -> tuple[int, int]:
-    """Return the bytes of all activations of one image (1, C, H, W), and how many logits it has.
+def _kept_by_slopes(module: OnnxModule, image: torch.Tensor) -> tuple[int, tuple[int, ...]]:
+    """Return the bytes of all activations of one image (1, C, H, W), and the shape of its logits.
 
     Slopes keep about as much again as the activations.
     """
     outputs = [node.outputs[0] for node in module.nodes]
-    size = classes = 0
+    size = 0
+    shape: tuple[int, ...] = ()
     with torch.inference_mode():
         for name, value in module.each_value(image, outputs):
             size += 2 * value.nbytes
-            classes = value.shape[-1] if name == module.output_name else classes
-    return max(size, 1), classes
+            shape = tuple(value.shape[1:]) if name == module.output_name else shape
+    return max(size, 1), shape
 
 
 def _flat(value: torch.Tensor) -> torch.Tensor:

@@ -46,7 +46,8 @@ class RoundConfig:
 class RoundedLayer:
     """One layer: how many dB the rounding error of its output lies below its output.
 
-    nearest_db, learnt_db: of rounding to nearest and of this; None where the output is zero.
+    nearest_db, learnt_db: of rounding to nearest and of this; None where the output or the error is
+    zero.
     """
 
     layer: str
@@ -111,11 +112,12 @@ def _round_layer(
     step = _steps(grouped, config)
     learnt = _gptq(grouped, moments, step, config)
     nearest = torch.clamp(torch.round(grouped / step), -config.levels, config.levels) * step
-    power = _energy(grouped, moments)
+    exact = moments.double()
+    power = _energy(grouped, exact)
     entry = RoundedLayer(
         layer.name,
-        _below(power, _energy(grouped - nearest, moments)),
-        _below(power, _energy(grouped - learnt, moments)),
+        _below(power, _energy(grouped - nearest, exact)),
+        _below(power, _energy(grouped - learnt, exact)),
     )
     return learnt.reshape(weight.shape).float(), entry
 
@@ -177,9 +179,12 @@ def _inverse_factor(moments: Tensor, damping: float) -> tuple[Tensor, Tensor]:
 
 
 def _energy(weight: Tensor, moments: Tensor) -> float:
-    """Return the mean square that these weights make of such inputs, summed over the outputs."""
-    single = weight.float()
-    return float(((single @ moments) * single).sum(dtype=torch.float64))
+    """Return the mean square that these weights make of such inputs, summed over the outputs.
+
+    In float64: where inputs go together a rounding error nearly vanishes in the sum, and what
+    float32 leaves of it may be zero or less.
+    """
+    return float(((weight @ moments) * weight).sum())
 
 
 def _below(power: float, error: float) -> float | None:

@@ -21,16 +21,17 @@ from deploy_tools.data.source import ImageSource, batches
 from deploy_tools.data.spec import InputSpec
 from deploy_tools.engine_files import require_writable
 from deploy_tools.errors import UserError
-from deploy_tools.onnx_files import input_spec_of, load_onnx, require_dynamic_batch
+from deploy_tools.onnx_files import every_node, input_spec_of, load_onnx, require_dynamic_batch
 from deploy_tools.pipeline.tuned import machine_facts
-from deploy_tools.pipeline.tuning import Choice, TuneConfig, choose
+from deploy_tools.pipeline.tuning import choose
 from deploy_tools.pipeline.tuning_bench import Progress, TuningBench
+from deploy_tools.pipeline.tuning_choice import Choice, TuneConfig
 from deploy_tools.runtimes import open_session
 from deploy_tools.tuning.candidates import (
     BATCHES,
     candidates_for,
     default_settings,
-    most_open,
+    most_copies,
 )
 from deploy_tools.tuning.files import Tuning, has_manifest, tuning_path, write_tuning
 from deploy_tools.tuning.settings import TUNABLE
@@ -48,7 +49,9 @@ def tune_onnx(
     that was tried.
 
     source: real images of any split; their content is only passed through the model. runtimes:
-    those to try, the default's first. precision: of what is not quantized, for all candidates.
+    those to try. precision: of what is not quantized, for all candidates. They are compared with
+    what commands do without a tuning, whatever is tried; where that cannot be done in `precision`,
+    with the first runtime as it is without one.
     Raises what `choose`, `load_onnx` and `open_session` raise, before anything is timed where that
     is known then, and OutputError where the result cannot be written.
     """
@@ -61,20 +64,21 @@ def tune_onnx(
     del proto
     size = model.stat().st_size
     candidates, skipped = candidates_for(runtimes, precision, machine, size, can_split)
-    default = default_settings(runtimes[0], precision)
+    fp32 = precision == "fp32"
+    default = default_settings("onnxruntime" if fp32 else runtimes[0], precision)
     images = _images(source, spec, max(*BATCHES, *(settings.streams for settings in candidates)))
     sha256 = sha256_of_file(model)
     with (
         _folder(model) as directory,
         TuningBench(
             partial(open_session, model), images, _tools(), config.seed, progress,
-            most_open(machine, size),
+            most_copies(machine, size),
         ) as bench,
     ):  # fmt: skip
         choice = choose(bench, default, candidates, config, can_split)
         tuning = Tuning(
-            sha256, facts, config.latency_limit_ms, choice.settings, choice.is_default,
-            choice.measured(),
+            sha256, facts, config.latency_limit_ms, choice.settings,
+            fp32 and choice.is_default, choice.default, choice.measured(),
         )  # fmt: skip
         path = write_tuning(model, tuning, directory)
     return path, tuning, replace(choice, skipped=(*skipped, *choice.skipped))
@@ -95,8 +99,11 @@ def _tools() -> Tools:
 
 
 def scales_calls(proto: onnx.ModelProto) -> bool:
-    """Whether a file takes the scale of a tensor from all images of a call together."""
-    return any(node.op_type == "DynamicQuantizeLinear" for node in proto.graph.node)
+    """Whether a file takes the scale of a tensor from all images of a call together.
+
+    So do DynamicQuantizeLinear, and DynamicQuantizeMatMul and DynamicQuantizeLSTM of onnxruntime.
+    """
+    return any(node.op_type.startswith("DynamicQuantize") for node in every_node(proto))
 
 
 @contextlib.contextmanager

@@ -25,6 +25,8 @@ class Tuned:
         text = f"for {tuning.goal}: {tuning.settings}"
         if tuning.is_default:
             text += " (nothing was faster than the default)"
+        elif tuning.settings == tuning.compared_with:
+            text += " (nothing else in this precision was faster)"
         return f"{text}; not used here: {self.stale}" if self.stale else text
 
 

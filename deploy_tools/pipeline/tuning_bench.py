@@ -15,15 +15,19 @@ from benchmarks.server import LIMITS_A_PROBE, ServerConfig, Tools
 from benchmarks.speed import SpeedConfig, SpeedRun, measure_speed
 from deploy_tools.errors import DeployToolsError, MissingDependencyError, UserError
 from deploy_tools.runtimes import RuntimeConfig, Session
-from deploy_tools.tuning.candidates import Skipped
+from deploy_tools.tuning.candidates import Skipped, copies_of
 from deploy_tools.tuning.settings import Settings
 
 Progress = Callable[[str, int, int], None]
 MIN_ROUNDS = 3
-_SLOT_S = 0.15
+TEST_ROUNDS = 6
+"""The least on which something is accepted. So few rounds have an interval above 1 only where each
+of them lies there, which n rounds of two that are equally fast do once in 2^n: of 6 in 1.6 %."""
 MAX_ROUNDS = 30
+MAX_SEARCHES = 10
 _CALLS_A_SLOT = 2
 """A slot has one call to settle and one that is timed, however long they take."""
+_SLOT_S = 0.15
 _USED = 0.75
 """The share of a slot that is measured, besides those calls; the rest waits for idle threads."""
 _STEPS = 5
@@ -35,8 +39,8 @@ class TuningBench:
     """Opens candidates and times them beside the default.
 
     open_one: opens the model. images: real inputs, as many as the largest call takes. tools: clock
-    and the like. most_open: how many sessions there may be, for their memory. They stay open until
-    `keep` or the end; all settings that differ in their batch only share one.
+    and the like. most_copies: of the model, over all sessions. They stay open until `keep` or the
+    end; all settings that differ in their batch only share one.
     """
 
     open_one: Callable[[RuntimeConfig], Session]
@@ -44,8 +48,9 @@ class TuningBench:
     tools: Tools
     seed: int = 0
     progress: Progress | None = None
-    most_open: int = 64
+    most_copies: int = 64
     _sessions: dict[RuntimeConfig, Session] = field(default_factory=dict)
+    _copies: dict[RuntimeConfig, int] = field(default_factory=dict)
     _image_s: dict[RuntimeConfig, float] = field(default_factory=dict)
 
     def __enter__(self) -> TuningBench:
@@ -79,7 +84,7 @@ class TuningBench:
         for place, settings in enumerate(s for s in wanted if s != default):
             if settings.runtime in missing:
                 continue
-            reason = self._why_full(until)
+            reason = self._why_full(settings, until)
             try:
                 found = precision if reason else self._open(settings).precision
                 if found != precision:
@@ -97,12 +102,16 @@ class TuningBench:
                 self.progress("tune, opening", place + 1, len(wanted))
         return usable, skipped
 
-    def _why_full(self, until: float) -> str:
-        """Return why no more may be opened, "" where more may."""
+    def _why_full(self, wanted: Settings, until: float) -> str:
+        """Return why this one may not be opened too, "" where it may."""
         if self.now > until:
             return "the time was spent with opening the others"
-        if len(self._sessions) >= self.most_open:
-            return f"{self.most_open} copies of the model are in memory already"
+        held, more = sum(self._copies.values()), copies_of(wanted)
+        if held + more > self.most_copies:
+            return (
+                f"{held} copies of the model are in memory, it would take {more} more, and there "
+                f"may be {self.most_copies}"
+            )
         return ""
 
     def keep(self, settings: Iterable[Settings]) -> None:
@@ -115,14 +124,25 @@ class TuningBench:
         """Return about how many seconds a call takes, as far as is known by now."""
         return (settings.batch or settings.streams) * self._image_s.get(settings.config(), 0.0)
 
+    def image_s(self, settings: Settings) -> float:
+        """Return about how many seconds an image takes; opens the settings where they are not."""
+        self._open(settings)
+        return max(self._image_s[settings.config()], 1e-9)
+
     def times(
-        self, some: Sequence[Settings], default: Settings, seconds: float, stage: str
+        self,
+        some: Sequence[Settings],
+        default: Settings,
+        seconds: float,
+        stage: str,
+        least: int = MIN_ROUNDS,
     ) -> dict[Settings, SpeedRun]:
         """Time one call after the other of each, within about so many seconds.
 
-        A call takes the batch of its settings, or one image a stream where they name none.
+        A call takes the batch of its settings, or one image a stream where they name none. least:
+        rounds.
         """
-        rounds, slot = rounds_in(seconds, [self.call_s(settings) for settings in some])
+        rounds, slot = rounds_in(seconds, [self.call_s(settings) for settings in some], least)
         config = SpeedConfig(
             ("offline",), warmup=1, settle=1, rounds=rounds, seconds_per_round=slot, min_calls=1,
             seed=self.seed,
@@ -133,17 +153,28 @@ class TuningBench:
         return runs
 
     def server(
-        self, some: Sequence[Settings], default: Settings, limit_ms: float, seconds: float
+        self,
+        rates: Mapping[Settings, float],
+        baseline: Settings,
+        limit_ms: float,
+        seconds: float,
+        stage: str,
+        least: int = MIN_ROUNDS,
     ) -> dict[Settings, SpeedRun]:
-        """Search for the largest rate of random arrivals of each whose p99 keeps a limit."""
-        one = seconds_of_search(limit_ms) * len(some)
-        rounds = int(min(max(seconds / one, MIN_ROUNDS), 10))
+        """Search for the largest rate of random arrivals of each whose p99 keeps a limit.
+
+        rates: about the result of each, images a second, from which follows how many rounds fit
+        into the time; never fewer than `least`.
+        """
+        some = list(rates)
+        one = sum(seconds_of_search(limit_ms, self.image_s(s), rates[s]) for s in some)
+        rounds = int(min(max(seconds / one, least), MAX_SEARCHES))
         config = SpeedConfig(
             ("server",), warmup=1, settle=1, seed=self.seed,
             server=ServerConfig(limit_ms, rounds=rounds, steps=_STEPS),
         )  # fmt: skip
         makers = {str(s): partial(self._rows, 1) for s in some}
-        return self._measure(some, default, makers, config, "the choice in the server scenario")
+        return self._measure(some, baseline, makers, config, stage)
 
     def _measure(
         self,
@@ -175,6 +206,7 @@ class TuningBench:
         config = settings.config()
         if config not in self._sessions:
             session = self._sessions[config] = self.open_one(config)
+            self._copies[config] = copies_of(settings)
             inputs = self._rows(settings.batch or settings.streams, 0)
             session.run(inputs)  # the first call of a shape may compile or allocate
             begin = self.now
@@ -184,17 +216,20 @@ class TuningBench:
 
     def _close(self, config: RuntimeConfig) -> None:
         session = self._sessions.pop(config, None)
+        self._copies.pop(config, None)
         if session is not None:
             session.close()
 
 
-def rounds_in(seconds: float, calls_s: Sequence[float]) -> tuple[int, float]:
-    """Return rounds, and the seconds of one slot, for variants in so much time.
+def rounds_in(
+    seconds: float, calls_s: Sequence[float], least: int = MIN_ROUNDS
+) -> tuple[int, float]:
+    """Return rounds, at least so many, and the seconds of one slot, for variants in so much time.
 
     calls_s: seconds a call of each variant. A slot has at least a call to settle and one timed.
     """
-    least = sum(call + max(_SLOT_S, call) for call in calls_s)
-    rounds = int(min(max(seconds / least, MIN_ROUNDS), MAX_ROUNDS))
+    shortest = sum(call + max(_SLOT_S, call) for call in calls_s)
+    rounds = int(min(max(seconds / shortest, least), MAX_ROUNDS))
     slot = (seconds / rounds - sum(calls_s)) / len(calls_s)
     return rounds, max(_USED * slot, 0.0)
 
@@ -204,9 +239,23 @@ def least_seconds(calls_s: Iterable[float]) -> float:
     return MIN_ROUNDS * _CALLS_A_SLOT * sum(calls_s)
 
 
-def seconds_of_search(limit_ms: float) -> float:
-    """Return what a server search of one variant takes in one round, at least."""
-    return _STEPS * LIMITS_A_PROBE * limit_ms / 1e3
+def seconds_of_search(limit_ms: float, image_s: float, rate: float) -> float:
+    """Return about what a server search of one variant takes in one round.
+
+    image_s: seconds an image under full load, 0 where that is not known; rate: about what will be
+    found, images a second. A probe lasts so many limits, and as long as its least number of queries
+    takes at its rate.
+    """
+    least = LIMITS_A_PROBE * limit_ms / 1e3
+    if not image_s:
+        return _STEPS * least
+    queries = ServerConfig().queries
+    low, high, seconds = 0.0, 1 / image_s, queries / 4 * image_s
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        seconds += max(least, queries / middle)
+        low, high = (middle, high) if middle <= rate else (low, middle)
+    return seconds
 
 
 def service_times(run: SpeedRun) -> NDArray[np.float64]:

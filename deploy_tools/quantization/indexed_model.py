@@ -64,7 +64,10 @@ class IndexedModel:
         return getattr(self._base, name)
 
     def initializer(self) -> IndexedTensors:
-        """Return the initializers, without those that were removed."""
+        """Return the initializers; one that was removed is not found by its name any more.
+
+        In the list itself it stays until `finish`.
+        """
         return self._tensors
 
     def get_initializer(self, name: str) -> onnx.TensorProto | None:
@@ -80,6 +83,8 @@ class IndexedModel:
         """Append initializers."""
         if not tensors:
             raise ValueError("no initializers to add")
+        if any(tensor.name in self._removed for tensor in tensors):
+            self.finish()  # which goes by name, and would take the new one too
         for tensor in tensors:
             stored = self.model.graph.initializer
             stored.append(self._base._check_init(tensor))
@@ -87,7 +92,11 @@ class IndexedModel:
             self._tensors.by_name.setdefault(tensor.name, stored[-1])
 
     def remove_initializer(self, tensor: onnx.TensorProto) -> None:
-        """Remove an initializer; from the graph itself in `finish`."""
+        """Remove an initializer, and the graph input of its name; from the graph in `finish`.
+
+        Old exporters list weights as inputs too. What is written in place of the weight takes its
+        name, which the input would then have as well.
+        """
         if self._tensors.by_name.pop(tensor.name, None) is not None:
             self._removed.add(tensor.name)
 
@@ -145,18 +154,22 @@ class IndexedModel:
         if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
             self.finish()
             self._base.clean_initializers()
+            self._tensors = IndexedTensors(graph.initializer)
             return
         read = {tensor for node in graph.node for tensor in node.input}
         read |= {value.name for value in graph.output}
-        unread = {tensor.name for tensor in graph.initializer if tensor.name not in read}
-        remove_where(graph.input, lambda value: value.name in unread)
-        self._removed |= unread
+        self._removed |= {t.name for t in graph.initializer if t.name not in read}
         self.finish()
 
     def finish(self) -> None:
-        """Take what was removed out of the graph."""
+        """Take what was removed out of the graph and out of the list."""
         gone = self._removed
-        remove_where(self.model.graph.initializer, lambda tensor: tensor.name in gone)
+        if not gone:
+            return
+        graph = self.model.graph
+        remove_where(graph.initializer, lambda tensor: tensor.name in gone)
+        remove_where(graph.input, lambda value: value.name in gone)
+        self._tensors = IndexedTensors(graph.initializer)
         self._removed = set()
 
     def _index(self, node: onnx.NodeProto) -> None:

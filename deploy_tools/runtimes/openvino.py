@@ -29,8 +29,9 @@ class OpenVinoSession(ort_runtime.OnnxRuntimeSession):
 def open_session(model: Path | bytes, config: RuntimeConfig) -> Session:
     """Load a model; every node must run in OpenVINO, none falls back to onnxruntime's CPU.
 
-    Streams are OpenVINO's own, of one session. precision "" means bf16 for a float file where the CPU has it, and fp32 otherwise; for a
-    quantized file it says in what the parts that are not quantized run.
+    Streams are OpenVINO's own, of one session. precision "" means bf16 for a float file where the
+    CPU has it, and fp32 otherwise; for a quantized file it says in what the parts that are not
+    quantized run.
     """
     if not config.spinning:
         raise UserError("the openvino runtime has no option against spinning.")

@@ -122,13 +122,20 @@ def share_session(session: Session, streams: int) -> StreamSession:
 def core_groups(streams: int, threads: int) -> tuple[tuple[int, ...], ...]:
     """Return the cores of each stream: `threads` each, none of them twice.
 
-    Those that share a physical core come last, so that they are used only where there are more
-    threads than physical cores. Raises UserError where there are too few cores, and where the
-    system cannot keep a thread to one.
+    Each thread has a physical core of its own where there are enough. Otherwise physical cores are
+    dealt out whole, so that it is the threads of one stream that share one (but for an odd number
+    of threads, where a core lies between two streams). Raises UserError where there are too few
+    cores, and where the system cannot keep a thread to one.
     """
     if not hasattr(os, "sched_setaffinity"):
         raise UserError("this system cannot keep a thread to a core.", "Leave the pinning out.")
-    cores = sorted(os.sched_getaffinity(0), key=lambda core: (_rank(core), core))
+    physical: dict[int, list[int]] = {}
+    for core in sorted(os.sched_getaffinity(0)):
+        physical.setdefault(_physical(core), []).append(core)
+    if streams * threads <= len(physical):
+        cores = [group[0] for group in physical.values()]
+    else:
+        cores = [core for group in physical.values() for core in group]
     if streams * threads > len(cores):
         raise UserError(
             f"{streams} streams of {threads} threads cannot have cores of their own: this process "
@@ -137,16 +144,14 @@ def core_groups(streams: int, threads: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(cores[i * threads : (i + 1) * threads]) for i in range(streams))
 
 
-def _rank(core: int) -> int:
-    """Return the place of a core among those that share its physical core; 0 where unknown."""
+def _physical(core: int) -> int:
+    """Return the first of the cores that share its physical core; itself where that is unknown."""
     try:
         text = (_TOPOLOGY / f"cpu{core}" / "topology" / "thread_siblings_list").read_text()
     except OSError:
-        return 0
-    siblings: list[int] = []
-    for low, high in re.findall(r"(\d+)(?:-(\d+))?", text):
-        siblings += range(int(low), int(high or low) + 1)
-    return siblings.index(core) if core in siblings else 0
+        return core
+    first = re.match(r"\d+", text)
+    return int(first.group()) if first else core
 
 
 def _keep_to(cores: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ with measured times, which tells good candidates from bad ones; the choice is th
 from __future__ import annotations
 
 import heapq
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ _ARRIVALS = 2000
 _STEPS = 12
 LATE_SHARE = 0.01
 """The share that may be late: the limit is one on p99."""
+_CHANCE = 0.01
+"""Above this probability, so many slow calls may be chance."""
 
 
 def predicted_rate(
@@ -23,10 +26,14 @@ def predicted_rate(
     """Return the largest rate of Poisson arrivals, a second, that keeps p99 within a limit.
 
     service_s: times of calls while all streams are busy, seconds, float64 (calls,). First come,
-    first served, by whichever stream is free. 0 where a call alone is too slow for the limit.
+    first served, by whichever stream is free. Of a few calls one that is slower than the limit
+    tells nothing of p99: such calls are left out as long as their number may be chance. 0 where
+    it is not.
     """
-    if float((service_s > limit_s).mean()) > LATE_SHARE:
+    slow = int((service_s > limit_s).sum())
+    if _probability(slow, len(service_s)) < _CHANCE or slow == len(service_s):
         return 0.0
+    service_s = service_s[service_s <= limit_s]
     generator = np.random.Generator(np.random.PCG64(seed))
     gaps = generator.standard_exponential(_ARRIVALS).tolist()
     times = generator.choice(service_s, _ARRIVALS).tolist()
@@ -38,6 +45,16 @@ def predicted_rate(
         else:
             high = rate
     return low
+
+
+def _probability(slow: int, calls: int) -> float:
+    """Return the binomial P(at least so many slow calls) where one in a hundred is slow."""
+    logs = (  # factorials overflow
+        math.lgamma(calls + 1) - math.lgamma(k + 1) - math.lgamma(calls - k + 1)
+        + k * math.log(LATE_SHARE) + (calls - k) * math.log1p(-LATE_SHARE)
+        for k in range(slow)
+    )  # fmt: skip
+    return 1 - math.fsum(map(math.exp, logs))
 
 
 def _late(gaps: list[float], times: list[float], streams: int, rate: float, limit_s: float) -> int:

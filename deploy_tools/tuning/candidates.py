@@ -17,7 +17,8 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _COPY = 3
 """A loaded model takes about so many times its file: weights, their packed form, activations."""
 
-_MOST = 64
+_UNKNOWN = 64
+"""Copies that may be in memory where nobody says how large it is."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,23 @@ def candidates_for(
     return list(dict.fromkeys(found)), list(dict.fromkeys(skipped))
 
 
-def most_open(machine: Machine, file_bytes: int) -> int:
-    """Return how many sessions may be open at the same time, within half of the memory."""
+def most_copies(machine: Machine, file_bytes: int) -> int:
+    """Return how many copies of the model may be in memory at a time: half of it holds them.
+
+    At least 3: a default without a rival would be no search.
+    """
     if machine.memory_bytes is None:
-        return _MOST
-    return min(max(int(machine.memory_bytes / 2 / (_COPY * file_bytes)), 3), _MOST)
+        return _UNKNOWN
+    return max(int(machine.memory_bytes / 2 / (_COPY * file_bytes)), 3)
+
+
+def copies_of(wanted: Settings) -> int:
+    """Return how many copies of the model its session holds.
+
+    OpenVINO's streams share one, and so do onnxruntime's where a stream is one thread.
+    """
+    shared = wanted.runtime != "onnxruntime" or wanted.threads == wanted.streams
+    return 1 if shared else wanted.streams
 
 
 def with_batches(
@@ -127,8 +140,7 @@ def _why_not(wanted: Settings, machine: Machine, file_bytes: int, can_split: boo
         return ""
     if not can_split:
         return "the file scales the images of a call together: splitting a batch changes results"
-    shared = wanted.runtime != "onnxruntime" or wanted.threads == wanted.streams
-    need = _COPY * file_bytes * (1 if shared else wanted.streams)
+    need = _COPY * file_bytes * copies_of(wanted)
     if machine.memory_bytes is not None and need > machine.memory_bytes / 2:
         return f"{wanted.streams} copies of the model would take about {need / 1e9:.1f} GB"
     return ""

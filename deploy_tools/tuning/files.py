@@ -27,8 +27,9 @@ class Tuning:
     """What was found for one file on one machine.
 
     machine: the CPU, its limits, and the versions of the runtimes. latency_limit_ms: of p99, None
-    where it was tuned for throughput. is_default: whether nothing was found to be faster.
-    measured: the replay against the default, as `bench speed --json` has it.
+    where it was tuned for throughput. is_default: whether nothing was found to be faster than what
+    commands do without a tuning. compared_with: that, or in another precision the runtime that has
+    it. measured: the replay of both, as `bench speed --json` has it.
     """
 
     model_sha256: str
@@ -36,6 +37,7 @@ class Tuning:
     latency_limit_ms: float | None
     settings: Settings
     is_default: bool
+    compared_with: Settings
     measured: dict[str, Any]
     schema: int = SCHEMA
 
@@ -49,14 +51,16 @@ class Tuning:
     def differences(self, machine: Mapping[str, Any]) -> list[str]:
         """Return what is not as it was: the CPU, its limits, the versions of the runtime used.
 
-        Packages of a runtime that the settings do not use may differ.
+        Packages of a runtime that the settings do not use may differ. What only one of the two
+        knows differs.
         """
-        here = _flat(machine)
+        then, here = _flat(self.machine), _flat(machine)
         packages = {f"packages.{name}" for name in _packages_of(self.settings.runtime)}
         return [
-            f"{key.rpartition('.')[2]} was {value} and is {here.get(key)}"
-            for key, value in _flat(self.machine).items()
-            if here.get(key) != value and (not key.startswith("packages.") or key in packages)
+            f"{key.rpartition('.')[2]} was {then.get(key)} and is {here.get(key)}"
+            for key in then | here
+            if then.get(key) != here.get(key)
+            and (not key.startswith("packages.") or key in packages)
         ]
 
 
@@ -96,7 +100,10 @@ def read_tuning(model: Path) -> Tuning | None:
     if not path.is_file():
         return None
     try:
-        tuning = _tuning(json.loads(path.read_text("utf-8")))
+        values = json.loads(path.read_text("utf-8"))
+        # Neither NaN nor half a character, which Python's reader lets through.
+        json.dumps(values, allow_nan=False, ensure_ascii=False).encode()
+        tuning = _tuning(values)
     except (OSError, ValueError, RecursionError, UserError) as error:
         raise ArtifactError(f"{path} is damaged: {str(error).rstrip('.')}.", _AGAIN) from error
     if not model.is_file():
@@ -140,8 +147,8 @@ def _tuning(values: object) -> Tuning:
     limit = table["latency_limit_ms"]
     if limit is not None and not (_is_number(limit) and 0 < limit < math.inf):
         raise ValueError("latency_limit_ms is no number above 0")
-    settings = from_table(Settings, table["settings"], "settings")
-    return Tuning(**(table | {"settings": settings}))
+    both = {key: from_table(Settings, table[key], key) for key in ("settings", "compared_with")}
+    return Tuning(**(table | both))
 
 
 def _is_number(value: object) -> bool:

@@ -61,6 +61,8 @@ class Settings:
             parts.append("pinned" if self.pinned else "not pinned")
         if not self.spinning:
             parts.append("not spinning")
+        if self.precision != "fp32":
+            parts.append(self.precision)
         if self.batch is not None:
             parts.append(f"batch {self.batch}")
         return ", ".join(parts)

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -54,6 +55,59 @@ def test_every_call_reads_its_files_anew(photos, demo_onnx, monkeypatch):
     for _ in range(4):
         timed.run(rows_of(3))
     assert loaded == [*range(10), 0, 1]
+
+
+def test_a_slow_and_a_fast_variant_see_the_same_images_in_a_round(photos, demo_onnx):
+    """In slots that end by time; the fast one only gets further."""
+    log = {"slow": [], "fast": []}
+    clock = [0]
+
+    def prepare(name, ns):
+        def read(index):
+            clock[0] += ns
+            log[name].append(index)
+            return np.zeros((1, 28, 28), np.float32)
+
+        return read
+
+    session = open_session(demo_onnx)
+    timed = {
+        "slow": PathToLabel(session, SPEC, photos, prepare("slow", 1_000_000)),
+        "fast": PathToLabel(session, SPEC, photos, prepare("fast", 400_000)),
+    }
+    begun = {name: [] for name in timed}
+    for name, one in timed.items():
+        real = one.begin_slot
+
+        def begin_slot(number, name=name, real=real):
+            begun[name].append(len(log[name]))
+            real(number)
+
+        one.begin_slot = begin_slot
+    for scenario in ("single-stream", "server"):
+        config = SpeedConfig(
+            (scenario,), rounds=3, seconds_per_round=0.005, warmup=1, settle=1,
+            server=ServerConfig(latency_limit_ms=2, target_rate=500, rounds=3),
+        )  # fmt: skip
+        for name in timed:
+            log[name].clear()
+            begun[name].clear()
+        measure_speed(
+            timed, rows_of, "slow", config, clock=lambda: clock[0], wait=lambda: None,
+            sleep=lambda seconds: clock.__setitem__(0, clock[0] + round(seconds * 1e9) + 1000),
+        )  # fmt: skip
+        slots = {
+            name: [
+                log[name][low:high]
+                for low, high in itertools.pairwise([*begun[name], len(log[name])])
+            ]
+            for name in timed
+        }
+        assert len(slots["slow"]) == len(slots["fast"]) == 3
+        for slow, fast in zip(slots["slow"], slots["fast"], strict=True):
+            assert len(slow) >= 2
+            assert fast[: len(slow)] == slow
+        assert len({slot[0] for slot in slots["slow"]}) == 3
 
 
 def test_another_way_to_prepare_images_can_be_timed(photos, demo_onnx):

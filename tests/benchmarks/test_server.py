@@ -339,6 +339,27 @@ def test_slots_are_long_enough_for_their_limit():
     assert config.queries_at(1000) == 1000 * server.LIMITS_A_PROBE * 0.020
 
 
+def test_every_stream_is_warm_before_it_is_timed():
+    """A call of one query goes to one stream only."""
+    world, sizes = World(), []
+    session = world.session("a", always(1.0))
+    session.streams, run = 8, session.run
+
+    def seen(inputs):
+        sizes.append(len(inputs))
+        return run(inputs)
+
+    session.run = seen
+    config = SpeedConfig(("server",), warmup=1, settle=1, server=ServerConfig(target_rate=50.0))
+    measure_speed(
+        {"a": session}, batch, "a", config,
+        clock=world.clock, wait=world.wait, sleep=world.sleep, meter=EnergyMeter(reason="a test"),
+    )  # fmt: skip
+    assert sizes[:2] == [8, 8]  # the warm-up, and the first slot's start
+    assert sizes.count(8) == 1 + 5
+    assert set(sizes[2:]) == {1, 8}
+
+
 @pytest.mark.parametrize("streams", [1, 2])
 def test_a_real_session_is_measured(tiny, streams):
     session = open_session(tiny)

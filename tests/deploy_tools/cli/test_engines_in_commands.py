@@ -19,8 +19,11 @@ from deploy_tools.artifacts import sha256_of_file
 from deploy_tools.cli import model as opening
 from deploy_tools.cli.main import main
 from deploy_tools.engine_files import sidecar_path
+from deploy_tools.pipeline.tuned import machine_facts
 from deploy_tools.runtimes import RuntimeConfig, open_session
 from deploy_tools.runtimes.gpu import find_gpu, why_no_gpu
+from deploy_tools.tuning.files import Tuning, write_tuning
+from deploy_tools.tuning.settings import Settings
 
 Capture = pytest.CaptureFixture[str]
 SOURCE = ["--source", "fashion-mnist", "-q"]
@@ -253,6 +256,23 @@ def test_a_batch_outside_the_profile_is_refused_before_anything_is_timed(
     assert main(["bench", "speed", str(demo_onnx), str(engine), *SOURCE, *options]) == 2
     assert words in capsys.readouterr().err
     assert all(session.closed for _, session in on_a_gpu)
+
+
+def test_a_tuned_batch_outside_the_profile_is_not_used(
+    engine: Path, demo_onnx: Path, on_a_gpu: Any, tmp_path: Path, capsys: Capture
+) -> None:
+    model = Path(shutil.copy(demo_onnx, tmp_path / "tuned.onnx"))
+    settings = Settings(batch=16)
+    facts, sha256 = machine_facts()[0], sha256_of_file(model)
+    write_tuning(model, Tuning(sha256, facts, None, settings, False, Settings(), {}), None)
+    change(engine, profile={key: [size, 1, 28, 28] for key, size in zip(("min", "opt", "max"), (1, 8, 8), strict=True)})  # fmt: skip
+    quick = [*SOURCE[:-1], "--rounds", "3", "--seconds", "0.01", "--json"]
+    assert main(["bench", "speed", str(model), str(engine), *quick]) == 0
+    said = capsys.readouterr()
+    assert {run["batch"] for run in json.loads(said.out)["runs"]} == {1, 8}
+    assert f"{engine} takes no batch of 16, for which the others are tuned: 8 is used" in said.err
+    assert main(["bench", "speed", str(model), str(engine), *quick, "--batch", "16"]) == 2
+    assert "none of 16 can be timed" in capsys.readouterr().err
 
 
 def test_one_scenario_can_be_left_out(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from benchmarks import predictions
 from deploy_tools.artifacts import ArtifactDirectory, read_manifest, sha256_of_file
 from deploy_tools.cli.main import main
 from deploy_tools.data.source import ImageSource
@@ -32,7 +33,9 @@ def model(demo_onnx: Path, tmp_path: Path) -> Path:
 def tune_by_hand(model: Path, settings: Settings, **changes: Any) -> None:
     """Write a tuning without measuring one."""
     facts = {"machine": machine_facts()[0]} | changes
-    tuning = Tuning(sha256_of_file(model), facts["machine"], None, settings, False, {"chosen": {}})
+    tuning = Tuning(
+        sha256_of_file(model), facts["machine"], None, settings, False, Settings(), {"chosen": {}}
+    )
     write_tuning(model, tuning, None)
 
 
@@ -57,6 +60,34 @@ def test_it_measures_and_writes(model: Path, capsys: Capture) -> None:
         assert tuning.measured["default"]["batch"] == 8
     assert main(["inspect", str(model)]) == 0
     assert "\ntuned for throughput: onnxruntime" in capsys.readouterr().out
+
+
+def test_another_provider_is_compared_with_what_commands_do(model: Path, capsys: Capture) -> None:
+    pytest.importorskip("onnxruntime_ep_openvino")
+    args = [*DATA, "--seconds", "0.5", "--provider", "openvino", "-q"]
+    assert main(["tune", str(model), *args, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["default"] == Settings().to_dict()
+    tried = [row["settings"] for rung in found["rungs"] for row in rung]
+    assert {settings["runtime"] for settings in tried} == {"onnxruntime", "openvino"}
+    # What was not asked for is measured as it is, and never at another batch.
+    assert all(s == found["default"] for s in tried if s["runtime"] == "onnxruntime")
+    assert found["is_default"] == (found["settings"]["runtime"] == "onnxruntime")
+    tuning = read_tuning(model)
+    assert tuning is not None
+    assert tuning.compared_with == Settings()
+    if main(["tune", str(model), *args, "--precision", "bf16"]) == 3:
+        assert "bfloat16" in capsys.readouterr().err
+        pytest.skip("this CPU has no bf16")
+    tuning = read_tuning(model)
+    assert tuning is not None
+    assert tuning.settings.precision == "bf16"
+    assert not tuning.is_default  # it is not what commands do, even where nothing was faster
+    assert tuning.compared_with == Settings("openvino", precision="bf16")
+    said = capsys.readouterr().out
+    assert (
+        '"the default" is openvino, every core, bf16, batch 8 here: nothing was run in fp32' in said
+    )
 
 
 def test_people_see_what_was_tried_and_the_manifest_lists_it(model: Path, capsys: Capture) -> None:
@@ -95,7 +126,7 @@ def test_a_limit_that_cannot_be_kept_is_exit_4_and_writes_nothing(
     [
         (["--throughput", "--latency-ms", "5"], "exclude each other"),
         (["--latency-ms", "0"], "latency-ms"),
-        (["--latency-ms", "100", "--seconds", "5"], "Give --seconds 250"),
+        (["--latency-ms", "100", "--seconds", "5"], "Give --seconds 600"),
         (["--seconds", "0"], "seconds"),
         (["--provider", "tensorrt"], "provider"),
         (
@@ -141,6 +172,30 @@ def test_predict_runs_as_tuned(model: Path, photo: str, capsys: Capture) -> None
     assert [c["class"] for c in found] == [c["class"] for c in wanted]
     assert "tuned for throughput: onnxruntime, 2 threads, 2 streams, batch 4" in after.err
     assert "2 threads" in after.err.splitlines()[-1]
+
+
+def test_predict_says_so_in_one_line(model: Path, photo: str, capsys: Capture) -> None:
+    """It may run in another runtime than the user knows of."""
+    tune_by_hand(model, SHAPED)
+    assert predicted(model, photo) == 0
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said == f"{model}: tuned for throughput: {SHAPED}"
+    assert predicted(model, photo, "-q") == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["predict"], "tune found; --provider and --threads do so too."),
+        (["bench", "speed"], "tune found; --provider, --threads and --precision do so too."),
+    ],
+)
+def test_the_help_names_options_that_the_command_has(
+    command: list[str], said: str, capsys: Capture
+) -> None:
+    assert main([*command, "--help"]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -224,3 +279,24 @@ def test_bench_accuracy_runs_as_tuned(model: Path, capsys: Capture) -> None:
     after = json.loads(capsys.readouterr().out)
     assert (before["tuned"], after["tuned"]) == ({}, {str(model): SHAPED.to_dict()})
     assert after["models"][str(model)]["top1"] == before["models"][str(model)]["top1"]
+
+
+def test_bench_accuracy_takes_the_tuned_batch(
+    model: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    real = predictions.predictions_from_images
+
+    def seen(session: Any, source: Any, spec: Any, batch: int, *rest: Any) -> Any:
+        sizes.append(batch)
+        return real(session, source, spec, batch, *rest)
+
+    monkeypatch.setattr(predictions, "predictions_from_images", seen)
+    other = Path(shutil.copy(model, model.parent / "other.onnx"))
+    tune_by_hand(model, SHAPED)
+    args = ["bench", "accuracy", str(model), str(other), *DATA, "--images", "20", "-q"]
+    assert main(args) == 0
+    assert sizes == [4, 64]
+    tune_by_hand(model, Settings(batch=None))
+    assert main(args) == 0
+    assert sizes[2:] == [64, 64]

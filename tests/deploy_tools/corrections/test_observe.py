@@ -106,6 +106,20 @@ def test_importance_predicts_the_error_of_white_noise() -> None:
         assert error == pytest.approx(0.25 * energy[channel], rel=0.25)
 
 
+@pytest.mark.parametrize("count", [8, 16])
+def test_outputs_with_positions_have_a_probe_for_each(count: int) -> None:
+    graph = Graph(None, 3, 8, 8)
+    last = graph.conv("b", graph.relu(graph.conv("a", graph.input, 3, 4)), 4, 6, kernel=1)
+    proto = graph.model(last, 6, 8, 8)
+    images = normal_images(count, 3, 8, 8)
+    found = importance_of_channels(OnnxModule(proto), in_batches(images, 16), ["a/relu"], 20)
+    (weight,) = (
+        onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.name == "b.weight"
+    )
+    wanted = np.square(weight[..., 0, 0]).sum(0) * 64
+    np.testing.assert_allclose(found["a/relu"], wanted, rtol=0.1)
+
+
 def test_what_the_logits_do_not_depend_on_weighs_nothing() -> None:
     graph = Graph(None, 3, 8, 8)
     dead = graph.relu(graph.conv("unread", graph.input, 3, 2))
@@ -146,9 +160,9 @@ def test_slopes_in_parts_are_those_of_the_whole_batch(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(module, "values", recorded)
     found = []
-    size, classes = observe._kept_by_slopes(module, torch.zeros(1, 3, 8, 8))
+    size, shape = observe._kept_by_slopes(module, torch.zeros(1, 3, 8, 8))
     assert size == 2 * 4 * ((8 + 8 + 12 + 12) * 64 + 12 + 12 + 5)
-    assert classes == 5
+    assert shape == (5,)
     for limit in (1 << 30, 3 * size, 1):
         monkeypatch.setattr(observe, "_SLOPES_BYTES", limit)
         found.append(importance_of_channels(module, in_batches(IMAGES[:16], 8), ["a", "b/relu"]))

@@ -26,6 +26,7 @@ from correction_samples import (
 from numpy.typing import NDArray
 from onnx_samples import saved
 
+from deploy_tools.corrections import rounding
 from deploy_tools.corrections.equalize import CORRECTIONS_KEY
 from deploy_tools.corrections.layers import Parameters, layers_of
 from deploy_tools.corrections.moments import second_moments
@@ -120,6 +121,15 @@ def test_every_layer_errs_less_than_by_rounding_to_nearest(
     wanted = logits(public_onnx, held)
     learnt = sqnr_db(wanted, logits(tmp_path / "r.onnx", held))
     assert learnt > sqnr_db(wanted, logits(parameters.proto, held)) + 2
+
+
+def test_an_error_that_nearly_cancels_is_an_error() -> None:
+    """Two inputs that are always alike: in float32 nothing is left of the sum."""
+    alike = torch.ones((1, 2, 2), dtype=torch.float64)
+    found = rounding._energy(torch.tensor([[[1.0, -1 - 1e-9]]], dtype=torch.float64), alike)
+    assert found == pytest.approx(1e-18, rel=1e-3)
+    assert rounding._below(1.0, found) == pytest.approx(180, abs=0.1)
+    assert rounding._below(1.0, 0.0) is None
 
 
 def test_a_torchvision_resnet(tmp_path: Path) -> None:

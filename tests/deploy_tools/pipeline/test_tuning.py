@@ -14,9 +14,15 @@ from benchmarks.energy import EnergyMeter
 from benchmarks.server import Tools
 from benchmarks.statistics import Interval
 from deploy_tools.errors import BudgetError, MissingDependencyError, UserError
-from deploy_tools.pipeline import tuning
-from deploy_tools.pipeline.tuning import Choice, TuneConfig, choose
-from deploy_tools.pipeline.tuning_bench import TuningBench, least_seconds, rounds_in
+from deploy_tools.pipeline.tuning import choose
+from deploy_tools.pipeline.tuning_bench import (
+    TEST_ROUNDS,
+    TuningBench,
+    least_seconds,
+    rounds_in,
+    seconds_of_search,
+)
+from deploy_tools.pipeline.tuning_choice import Choice, TuneConfig, kept_if_faster
 from deploy_tools.runtimes import RuntimeConfig
 from deploy_tools.tuning.settings import Settings
 
@@ -88,6 +94,7 @@ def test_the_fastest_is_found_and_measured_beside_the_default() -> None:
     assert found.measured()["chosen"]["speedup"] == pytest.approx(2)
     assert found.measured()["default"]["batch"] == 8
     assert found.runs[found.settings].speedup.low > 1
+    assert all(len(run.samples.slots) >= TEST_ROUNDS for run in found.runs.values())
     assert found.reason.endswith("2.00x [2.00, 2.00] of the default")
     assert world.opened.count(OTHER.config()) == 1  # it stays open while it is among the best
 
@@ -99,6 +106,15 @@ def test_a_batch_that_spreads_the_cost_of_a_call_is_found() -> None:
     assert found.runs[found.settings].batch == 64
     # 3 / 8 + 0.1 ms an image against 3 / 64 + 0.1
     assert found.measured()["chosen"]["speedup"] == pytest.approx((3 / 8 + 0.1) / (3 / 64 + 0.1))
+
+
+def test_a_default_that_is_no_candidate_stays_as_it_is() -> None:
+    """Another batch would make it faster, but it is there to compare with."""
+    found = chosen(World(an_image({DEFAULT: 0.1, OTHER: 0.3}, fixed=3.0)), [OTHER])
+    assert found.settings == replace(OTHER, batch=64)
+    for rung in found.tried:
+        assert [s for s, _ in rung.scores if s.runtime == "onnxruntime"] == [found.default]
+    assert chosen(World(an_image({DEFAULT: 0.1, OTHER: 9.0}, fixed=3.0)), [OTHER]).is_default
 
 
 def test_a_small_batch_wins_where_large_ones_are_slow() -> None:
@@ -129,7 +145,7 @@ def test_a_candidate_that_was_only_lucky_is_not_kept() -> None:
     times_of = bench.times
 
     def times_seen(*args: Any) -> Any:
-        stages.append(args[-1])
+        stages.append(args[3])
         return times_of(*args)
 
     bench.times = times_seen  # type: ignore[method-assign]
@@ -155,8 +171,7 @@ def test_a_gain_that_noise_hides_is_not_kept() -> None:
 
 @pytest.mark.parametrize(("low", "kept"), [(1.001, True), (1.0, False), (0.98, False)])
 def test_only_an_interval_above_1_counts(low: float, kept: bool) -> None:
-    runs: Any = {OTHER: SimpleNamespace(speedup=Interval(1.05, low, 1.1))}
-    found = tuning._kept_if_faster(DEFAULT, OTHER, runs)
+    found = kept_if_faster(DEFAULT, OTHER, Interval(1.05, low, 1.1), {})
     assert (found.settings == OTHER, found.is_default) == (kept, not kept)
 
 
@@ -192,11 +207,22 @@ def test_no_more_are_opened_than_time_and_memory_allow() -> None:
     many = [replace(DEFAULT, threads=n) for n in range(1, 9)]
     world = World(lambda config, images, now: images * 1.0)
     bench = world.bench()
-    bench.most_open = 4
+    bench.most_copies = 4
     with bench:
         usable, skipped = bench.open_all(DEFAULT, many, bench.now + 100)
         assert usable == [DEFAULT, *many[:3]]
-        assert {left.reason for left in skipped} == {"4 copies of the model are in memory already"}
+        assert {left.reason for left in skipped} == {
+            "4 copies of the model are in memory, it would take 1 more, and there may be 4"
+        }
+        bench.keep([DEFAULT])
+        wide = [
+            replace(DEFAULT, threads=8, streams=n, pinned=p) for n in (2, 4) for p in (True, None)
+        ]
+        usable, skipped = bench.open_all(DEFAULT, [*wide, ONE], bench.now + 100)
+        assert usable == [DEFAULT, wide[0], ONE]  # a stream of several threads has its own copy
+        assert [left.reason[:43] for left in skipped] == [
+            "3 copies of the model are in memory, it wou"
+        ] * 3
         bench.keep([DEFAULT])
         usable, skipped = bench.open_all(DEFAULT, many, bench.now - 1)
     assert usable == [DEFAULT]
@@ -256,7 +282,7 @@ def test_a_batch_that_changes_results_stays() -> None:
 # With a latency limit: rates of random arrivals.
 
 
-def limit(ms: float, seconds: float = 60) -> TuneConfig:
+def limit(ms: float, seconds: float | None = None) -> TuneConfig:
     return TuneConfig(ms, seconds)
 
 
@@ -264,7 +290,9 @@ def test_the_most_within_the_limit_is_found() -> None:
     world = World(an_image({DEFAULT: 4.0, ONE: 6.0, OTHER: 2.0}))
     found = chosen(world, [DEFAULT, ONE, OTHER], limit(15))
     assert found.settings == OTHER  # without a batch: single images arrive
+    assert set(found.runs) == {DEFAULT, OTHER}
     run = found.runs[OTHER]
+    assert len(run.samples.slots) >= TEST_ROUNDS
     assert (run.scenario, run.met) == ("server", True)
     assert run.speedup.low > 1.5
     assert run.latency_ms["p99"].estimate <= 15
@@ -295,11 +323,39 @@ def test_a_limit_that_nothing_keeps_is_exit_4_and_says_how_near() -> None:
 def test_a_limit_that_only_holds_without_a_queue_is_judged_by_the_measurement() -> None:
     """Stalls that come in the replay only: predicted to be kept, and then it is not."""
 
-    def cost(config: RuntimeConfig, images: int, now: float) -> float:
-        return 2.0 if now < 25 else 9.0
+    searching: list[bool] = []
+    bench = World(lambda *_: 9.0 if searching else 2.0).bench()
+    server_of = bench.server
 
-    with pytest.raises(BudgetError, match="no setting keeps p99 within 6 ms"):
-        chosen(World(cost), [DEFAULT, ONE], limit(6))
+    def server(*args: Any) -> Any:
+        searching.append(True)
+        return server_of(*args)
+
+    bench.server = server  # type: ignore[method-assign]
+    with bench, pytest.raises(BudgetError, match="no setting keeps p99 within 6 ms"):
+        choose(bench, DEFAULT, [DEFAULT, ONE], limit(6), True)
+    assert searching
+
+
+def test_a_time_that_is_too_short_for_such_calls_is_refused() -> None:
+    """A probe has a hundred queries, whatever the limit."""
+    assert TuneConfig(4, 40).budget_s() == 40
+    with pytest.raises(UserError, match="cannot be seen in 40 s"):
+        chosen(World(lambda *_: 3.5), [DEFAULT, ONE], limit(4, 40))
+
+
+@pytest.mark.parametrize(("image_ms", "limit_ms"), [(1.0, 20.0), (20.0, 50.0), (20.0, 21.0)])
+def test_how_long_a_search_takes_is_known(image_ms: float, limit_ms: float) -> None:
+    world = World(lambda *_: image_ms)
+    with world.bench() as bench:
+        bench.image_s(DEFAULT)
+        begin = world.now
+        rates = {DEFAULT: 0.5e3 / image_ms}
+        run = bench.server(rates, DEFAULT, limit_ms, 0, "a test")[DEFAULT]
+        took = (world.now - begin) / 1e9 / len(run.samples.slots)
+        found = run.images_per_s.estimate if run.has_rate else 0.1e3 / image_ms
+        estimate = seconds_of_search(limit_ms, bench.image_s(DEFAULT), found)
+    assert 0.5 * took < estimate < 2 * took
 
 
 @pytest.mark.parametrize(
@@ -318,10 +374,12 @@ def test_what_means_nothing_is_refused(values: dict[str, float], said: str) -> N
 
 
 def test_a_long_limit_takes_its_time() -> None:
-    assert TuneConfig().budget_s == 60
-    assert TuneConfig(15).budget_s == 60
-    assert TuneConfig(100).budget_s == pytest.approx(250)
-    assert TuneConfig(100, 300).budget_s == 300
+    assert TuneConfig().budget_s() == 60
+    assert TuneConfig(5).budget_s() == 60
+    assert TuneConfig(15).budget_s() == pytest.approx(90)
+    assert TuneConfig(100).budget_s() == pytest.approx(600)
+    assert TuneConfig(100, 700).budget_s() == 700
+    assert TuneConfig(15).budget_s(0.014) > 200
 
 
 def test_rounds_and_slots_fit_the_time() -> None:
@@ -330,4 +388,5 @@ def test_rounds_and_slots_fit_the_time() -> None:
         assert 3 <= rounds <= 30
         assert rounds * sum(call + max(slot, call) for call in calls) <= seconds
     assert rounds_in(0.1, [1.0, 2.0]) == (3, 0.0)
+    assert rounds_in(0.1, [1.0, 2.0], TEST_ROUNDS) == (6, 0.0)
     assert least_seconds([0.1, 0.2]) == pytest.approx(3 * 2 * 0.3)

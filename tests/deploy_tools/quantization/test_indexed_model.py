@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from correction_samples import Graph, normal_images, resnet18, two_convs
@@ -40,7 +41,16 @@ def grouped() -> onnx.ModelProto:
     return graph.model(graph.head(third, 6))
 
 
-SAMPLES = {"resnet18": resnet18, "grouped": grouped, "two_convs": two_convs}
+def listed() -> onnx.ModelProto:
+    """Every initializer is a graph input too, as old exporters have it."""
+    proto = two_convs()
+    for tensor in proto.graph.initializer:
+        value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        proto.graph.input.append(value)
+    return proto
+
+
+SAMPLES = {"resnet18": resnet18, "grouped": grouped, "two_convs": two_convs, "listed": listed}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -103,5 +113,12 @@ def test_the_index_follows_every_change() -> None:
     assert "a.bias" in {t.name for t in base.model.graph.initializer}
     model.finish()
     assert "a.bias" not in {t.name for t in base.model.graph.initializer}
+    assert "a.bias" not in {t.name for t in model.initializer()}
+    again = onnx.numpy_helper.from_array(np.ones(2, np.float32), "b.bias")
+    model.remove_initializer(model.get_initializer("b.bias"))
+    model.add_initializer(again)
+    model.finish()
+    assert model.get_initializer("b.bias") == again
+    assert [t for t in base.model.graph.initializer if t.name == "b.bias"] == [again]
     model.remove_nodes([onnx.helper.make_node("Relu", [], [], "more")])
     assert "more" not in {node.name for node in base.model.graph.node}

@@ -131,7 +131,12 @@ def test_cores_of_their_own_come_before_those_that_share_a_core(
     monkeypatch.setattr(streams, "_TOPOLOGY", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     assert core_groups(2, 1) == ((0,), (1,))
-    assert core_groups(2, 2) == ((0, 1), (2, 3))
+    assert core_groups(2, 2) == ((0, 2), (1, 3))  # no two streams on one physical core
+    assert core_groups(1, 2) == ((0, 1),)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 3})
+    assert core_groups(2, 1) == ((0,), (3,))
+    assert core_groups(3, 1) == ((0,), (2,), (3,))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     with pytest.raises(UserError, match="may use 4"):
         core_groups(5, 1)
     monkeypatch.delattr(os, "sched_setaffinity")

@@ -17,6 +17,17 @@ def test_a_call_that_is_too_slow_alone_keeps_no_rate() -> None:
     assert predicted_rate(np.array([0.001] * 95 + [0.1] * 5), 1, 0.05) == 0  # 5 % are late
 
 
+def test_a_few_slow_calls_may_be_chance() -> None:
+    # 1 of 20: probable where one in a hundred is slow. 3 of 20: not.
+    rate = predicted_rate(np.array([0.001] * 19 + [0.1]), 1, 0.05)
+    assert 0.8 * 1000 < rate <= 1000
+    assert predicted_rate(np.array([0.001] * 17 + [0.1] * 3), 1, 0.05) == 0
+    assert predicted_rate(np.array([0.1]), 1, 0.05) == 0  # nothing else is known
+    many = np.array([0.001] * 200_000 + [0.1] * 3000)
+    assert predicted_rate(many, 1, 0.05) == 0
+    assert predicted_rate(many[:-1500], 1, 0.05) > 0
+
+
 def test_a_generous_limit_allows_nearly_the_capacity() -> None:
     assert 0.9 * 1000 < predicted_rate(fixed(1), 1, 0.1) <= 1000
     assert 0.9 * 2000 < predicted_rate(fixed(1), 2, 0.1) <= 2000

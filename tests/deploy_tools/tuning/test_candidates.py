@@ -10,8 +10,9 @@ from deploy_tools.tuning.candidates import (
     BATCHES,
     Machine,
     candidates_for,
+    copies_of,
     default_settings,
-    most_open,
+    most_copies,
     with_batches,
 )
 from deploy_tools.tuning.settings import Settings
@@ -72,10 +73,17 @@ def test_the_runtimes_take_turns() -> None:
     assert [s.runtime for s in settings[:4]] == [*BOTH, *BOTH]
 
 
-def test_sessions_fit_half_the_memory() -> None:
-    assert most_open(Machine(2, memory_bytes=6 * 10**9), 10**8) == 10
-    assert most_open(Machine(2, memory_bytes=10**9), 10**9) == 3  # two to compare, and a third
-    assert most_open(Machine(2), 10**8) == most_open(Machine(2, memory_bytes=10**12), 10**6) == 64
+def test_copies_fit_half_the_memory() -> None:
+    assert most_copies(Machine(2, memory_bytes=6 * 10**9), 10**8) == 10
+    assert most_copies(Machine(2, memory_bytes=10**9), 10**9) == 3  # two to compare, and a third
+    assert most_copies(Machine(2), 10**8) == 64
+
+
+def test_streams_of_several_threads_are_copies() -> None:
+    assert copies_of(Settings(threads=8, streams=2)) == 2
+    assert copies_of(Settings(threads=8, streams=4, pinned=True)) == 4
+    assert copies_of(Settings(threads=8, streams=8, pinned=True)) == 1
+    assert copies_of(Settings("openvino", threads=8, streams=4)) == copies_of(Settings()) == 1
 
 
 def test_a_file_that_scales_calls_together_is_not_split() -> None:
@@ -106,6 +114,7 @@ def test_settings_that_mean_nothing_are_refused(values: dict) -> None:
 
 
 def test_settings_say_what_they_are() -> None:
+    assert str(Settings("openvino", precision="bf16")) == "openvino, every core, bf16, batch 8"
     assert str(Settings()) == "onnxruntime, every core, batch 8"
     shaped = Settings("openvino", 4, 2, False, batch=None)
     assert str(shaped) == "openvino, 4 threads, 2 streams, not pinned"

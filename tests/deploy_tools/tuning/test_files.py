@@ -37,7 +37,7 @@ def model(tmp_path: Path) -> Path:
 def tuning_of(model: Path, **changes: Any) -> Tuning:
     settings = Settings("openvino", 2, 2, False, batch=16)
     measured = {"chosen": {"speedup": 1.5}}
-    tuning = Tuning(sha256_of_file(model), MACHINE, None, settings, False, measured)
+    tuning = Tuning(sha256_of_file(model), MACHINE, None, settings, False, Settings(), measured)
     return replace(tuning, **changes)
 
 
@@ -78,6 +78,12 @@ def test_of_another_file_it_is_refused(model: Path) -> None:
         (("measured",), None),
         (("latency_limit_ms",), -1),
         (("latency_limit_ms",), True),
+        (("compared_with",), None),
+        (("compared_with", "threads"), -1),
+        (("measured", "chosen", "speedup"), float("nan")),
+        (("measured", "chosen", "speedup"), float("inf")),
+        (("measured", "chosen", "note"), "\ud800"),
+        (("machine", "cpu", "model"), "\udfff"),
         (("settings",), None),
         (("settings", "runtime"), "tensorrt"),
         (("settings", "runtime"), 3),
@@ -129,6 +135,19 @@ def test_what_differs_on_another_machine_is_named(model: Path) -> None:
     assert tuning.differences(changed("cpus_allowed", 1.5)) == ["cpus_allowed was None and is 1.5"]
     newer = changed("packages/onnxruntime", "1.32")
     assert tuning.differences(newer) == ["onnxruntime was 1.31.1 and is 1.32"]
+
+
+def test_what_only_one_side_knows_differs(model: Path) -> None:
+    tuning = tuning_of(model)
+    less = {key: value for key, value in MACHINE.items() if key != "cpus_allowed"}
+    nothing = replace(tuning, machine={}).differences(MACHINE)
+    assert "model was None and is A CPU" in nothing
+    assert "onnxruntime was None and is 1.31.1" in nothing
+    assert tuning.differences({}) != []
+    limited = changed("cpus_allowed", 1.5)
+    assert replace(tuning, machine=less).differences(limited) == [
+        "cpus_allowed was None and is 1.5"
+    ]
 
 
 def test_only_the_runtime_that_is_used_has_to_be_the_same(model: Path) -> None:
