@@ -101,3 +101,12 @@ def test_the_page_of_peers_is_what_the_kept_results_say() -> None:
     kept = [json.loads(file.read_text("utf-8")) for file in files]
     page = (ROOT / "docs/peers.md").read_text("utf-8")
     assert page.partition("\n### ")[2] == table(kept, best=True).removeprefix("### ")
+
+
+def test_the_page_of_the_ablation_is_what_the_kept_results_say() -> None:
+    from benchmarks.studies.ablation_table import table
+
+    files = sorted((ROOT / "benchmarks/results").glob("ablation_accuracy-*.json"))
+    kept = [json.loads(file.read_text("utf-8")) for file in files]
+    page = (ROOT / "docs/ablation.md").read_text("utf-8")
+    assert page.partition("\n| row |")[2] == table(kept).removeprefix("| row |")

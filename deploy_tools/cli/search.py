@@ -22,7 +22,7 @@ from deploy_tools.recipe import ENGINE_TARGETS, load_recipe
 from deploy_tools.sensitivity.workers import ENGINES
 
 if TYPE_CHECKING:
-    from deploy_tools.pipeline.searching import SearchResult
+    from deploy_tools.pipeline.searching import SearchConfig, SearchResult
     from deploy_tools.search.budget import Budget
     from deploy_tools.search.found import Tried
 
@@ -35,6 +35,7 @@ _TARGETS = [name for name in TARGETS if name not in ENGINE_TARGETS]
 @click.option("--max-drop", metavar="PP", help="Accuracy lost, such as 0.1pp.")
 @click.option("--target", type=click.Choice(_TARGETS), default="ort-cpu", show_default=True, help="Where the file will run, and where it is measured.")  # fmt: skip
 @click.option("--images", type=click.IntRange(20), default=2000, show_default=True, help="Held-out images that judge.")  # fmt: skip
+@click.option("--judge-split", default="", metavar="SPLIT", help="Where they are; default: the calibration images' split.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Of the offline scenario; single images are timed too.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(3), default=12, show_default=True, help="Interleaved rounds of timing.")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(0.01), default=0.25, show_default=True, help="Of one file in one round.")  # fmt: skip
@@ -51,6 +52,7 @@ def command(
     max_drop: str | None,
     target: str,
     images: int,
+    judge_split: str,
     batch: int,
     rounds: int,
     seconds: float,
@@ -67,8 +69,10 @@ def command(
     """Find the fastest INT8 file of RECIPE's model that keeps a budget, and a recipe that makes it.
 
     Corrections and range methods come first, since they cost no speed; then residual branches and
-    layers in float, as few as keep the budget. The budget is judged on training images that
-    neither calibrate nor evaluate; the evaluation images see the choice once, at the end. Writes
+    layers in float, as few as keep the budget. The budget is judged on images that neither
+    calibrate nor evaluate; the evaluation images see the choice once, at the end. A model that
+    knows its training images by heart keeps any budget on them: give such a one --judge-split with
+    a split it never saw, and let the recipe evaluate on another or on a part of it. Writes
     search.json, with all that was tried, and recipe.toml. A search that was stopped goes on where
     it was; for that OUT keeps a float and an INT8 file of each assignment, gigabytes for a large
     model. Exit 4 where nothing keeps the budget, or the choice misses it on the evaluation images.
@@ -76,7 +80,8 @@ def command(
     \b
     Example:
       deploy-tools search recipes/cifar10-resnet20.toml --data data/cifar10 \\
-          --checkpoint resnet20-12fca82f.th --min-agreement 99.5 --target openvino -o found
+          --checkpoint resnet20-12fca82f.th --min-agreement 99.4 \\
+          --judge-split test --set data.evaluation.images=5000 --target openvino -o found
     """  # fmt: skip
     from benchmarks.speed import SpeedConfig
     from deploy_tools.pipeline.searching import SearchConfig, search_recipe
@@ -88,7 +93,8 @@ def command(
         None if min_agreement is None else parse_agreement(min_agreement),
     )
     speed = SpeedConfig(batch=batch, rounds=rounds, seconds_per_round=seconds)
-    config = SearchConfig(budget, target, images, speed=speed, work=Work(engine, workers))
+    work = Work(engine, workers)
+    config = SearchConfig(budget, target, images, judge_split=judge_split, speed=speed, work=work)
     named = [("data.root", data), ("model.checkpoint", checkpoint)]
     paths = [f"{key}={path.absolute()}" for key, path in named if path is not None]
     loaded = load_recipe(recipe, [*paths, *changes])
@@ -103,7 +109,7 @@ def command(
         print_json(result.report)
     else:
         _show(result, out)
-    _raise_outcome(result, budget, out)
+    _raise_outcome(result, config, out)
 
 
 def _line(tried: Tried, budget: Budget) -> str:
@@ -134,9 +140,9 @@ def _show(result: SearchResult, out: Path) -> None:
     click.echo(f"Recipe: {out / 'recipe.toml'} (and search.json)")
 
 
-def _raise_outcome(result: SearchResult, budget: Budget, out: Path) -> None:
+def _raise_outcome(result: SearchResult, config: SearchConfig, out: Path) -> None:
     """Raise BudgetError (4) where nothing keeps the budget, or the choice does not in the end."""
-    found = result.found
+    found, budget = result.found, config.budget
     if found.chosen is None:
         judged = found.nearest.judged
         if judged is None:
@@ -148,8 +154,10 @@ def _raise_outcome(result: SearchResult, budget: Budget, out: Path) -> None:
         )
     if result.final is not None and not budget.met(result.final):
         raise BudgetError(
-            "the choice keeps the budget on the held-out training images and misses it on the "
+            "the choice keeps the budget on the images that judged and misses it on the "
             f"evaluation images by {budget.missing_pp(result.final):.2f} points: "
             f"{budget.said(result.final)}.",
-            "The model knows its training images; ask for more, or judge with a split of its own.",
+            "Judge with more --images, or ask for more."
+            if config.judge_split
+            else "The model knows its training images: give --judge-split a split it never saw.",
         )

@@ -59,14 +59,16 @@ class SearchConfig:
     """How to search.
 
     budget: what must be kept. target: of the file. images: held-out images that judge; fewer
-    where the calibration split has no more. ranked: held-out images that rank the layers; others
-    than those. speed: how assignments are timed. work: where the ranking runs.
+    where their split has no more. ranked: held-out images that rank the layers; others
+    than those. judge_split: the split of both, "" for that of the calibration images, which the
+    model was trained on. speed: how assignments are timed. work: where the ranking runs.
     """
 
     budget: Budget
     target: str = "ort-cpu"
     images: int = 2000
     ranked: int = 64
+    judge_split: str = ""
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     work: Work = field(default_factory=Work)
 
@@ -135,7 +137,8 @@ def _recipe_text(recipe: Recipe, chosen: Tried, config: SearchConfig) -> str:
     asked = config.budget.max_drop_pp
     budget = recipe.budget if asked is None else BudgetTable(asked)
     said = config.budget.said(chosen.judged) if chosen.judged else ""
-    head = f"# Found by deploy-tools search: {said}, held out from training images.\n"
+    split = recipe.data.calibration.split
+    head = f"# Found by deploy-tools search: {said}, on images of {config.judge_split or split}.\n"
     return head + lock_text(replace(recipe, variant=(chosen.assignment,), budget=budget))
 
 
@@ -176,28 +179,33 @@ class _Searching(Run):
         return self.select()
 
     @cached_property
+    def judging(self) -> ImageSource:
+        """The split whose images rank and judge."""
+        return self._source(self.config.judge_split or self.recipe.data.calibration.split)
+
+    @cached_property
     def spare(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Training-split images that rank layers, and that judge: (ranked, judge).
+        """Images that rank layers, and that judge, of `judging`: (ranked, judge).
 
         None of them is a calibration or an evaluation image, by content.
         """
         used = set(self.selection.sha256)
         used |= {self.evaluation.content_hash(i) for i in range(len(self.evaluation))}
         wanted = self.config.ranked + self.config.images
-        found = spare_images(self.calibration, wanted, used)
+        found = spare_images(self.judging, wanted, used)
         ranked = min(self.config.ranked, len(found) // 4)
         if len(found) - ranked < _FEWEST:
             raise UserError(
-                f"{self.calibration.name} {self.calibration.split} has {len(found)} images that "
+                f"{self.judging.name} {self.judging.split} has {len(found)} images that "
                 "neither calibrate nor evaluate; search judges on those.",
-                "Calibrate with fewer images.",
+                "Calibrate or evaluate with fewer images of it.",
             )
         return found[:ranked], found[ranked : ranked + self.config.images]
 
     @cached_property
     def judges(self) -> ImageSource:
         """The images that judge assignments."""
-        return SubsetSource(self.calibration, self.spare[1], self.calibration.split)
+        return SubsetSource(self.judging, self.spare[1], self.judging.split)
 
     def evaluate(self, assignment: VariantTable) -> Judged:
         """Make an assignment and compare it with FP32 on the judging images."""
@@ -237,7 +245,7 @@ class _Searching(Run):
         ranges = calibrated_ranges(self.runner, model, images, "mse", CalibrateConfig())
         folder = self.runner.directory
         path = folder.path(model.file)
-        ranked = SubsetSource(self.calibration, self.spare[0], self.calibration.split)
+        ranked = SubsetSource(self.judging, self.spare[0], self.judging.split)
 
         def measure(target: Path) -> None:
             found = sensitivity_from_onnx(

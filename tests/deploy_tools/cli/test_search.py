@@ -12,9 +12,13 @@ import pytest
 
 from deploy_tools.cli import main as commands
 from deploy_tools.cli.main import main
-from deploy_tools.pipeline.searching import _Searching
+from deploy_tools.data import open_source
+from deploy_tools.data.source import ImageSource
+from deploy_tools.errors import BudgetError
+from deploy_tools.pipeline.searching import SearchResult, _Searching
 from deploy_tools.recipe import load_recipe
 from deploy_tools.search import search
+from deploy_tools.search.budget import Judged
 from deploy_tools.search.candidates import Step, plain
 
 Capture = pytest.CaptureFixture[str]
@@ -98,6 +102,60 @@ def test_the_recipe_repeats_the_choice(found: tuple[Path, int]) -> None:
     assert main(["run", str(out / "recipe.toml"), "-o", str(out / "run"), "-q"]) == 0
     (made,) = (out / "run").glob("int8-*.onnx")
     assert made.read_bytes() == (out / report["file"]).read_bytes()
+
+
+def test_images_that_the_model_never_saw_may_judge(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[set[str]] = []
+    final: list[set[str]] = []
+
+    def hashes(source: ImageSource) -> set[str]:
+        return {source.content_hash(i) for i in range(len(source))}
+
+    def evaluate(self: _Searching, assignment: object) -> Judged:
+        judged.append(hashes(self.judges))
+        final.append(hashes(self.evaluation))
+        raise BudgetError("seen enough")
+
+    monkeypatch.setattr(_Searching, "evaluate", evaluate)
+    options = [*OPTIONS, "--judge-split", "test", "-o", str(tmp_path / "out")]
+    assert main(["search", str(recipe), "--min-agreement", "90", *options]) == 4
+    assert (len(judged[0]), len(final[0])) == (80, 100)
+    assert not judged[0] & final[0]
+    test = hashes(open_source("fashion-mnist", None, "test"))
+    assert judged[0] <= test
+    assert final[0] <= test
+
+
+def test_a_split_that_evaluates_to_the_last_image_cannot_judge(
+    recipe: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    options = [*OPTIONS, "--judge-split", "test", "--set", "data.evaluation.images=all"]
+    code = main(
+        ["search", str(recipe), "--min-agreement", "90", *options, "-o", str(tmp_path / "out")]
+    )
+    assert code == 2
+    said = capsys.readouterr().err
+    assert "test has 0 images that neither calibrate nor evaluate" in said
+    assert "evaluate with fewer images" in said
+
+
+def test_a_choice_that_misses_in_the_end_says_who_judged(
+    found: tuple[Path, int],
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    worse = Judged(100, 0.5, (0.4, 0.6), 9.0, (5.0, 13.0), 1.0)
+    monkeypatch.setattr(SearchResult, "final", worse)
+    out = tmp_path / "again"
+    shutil.copytree(found[0], out)
+    assert main(["search", str(recipe), "--min-agreement", "90", *OPTIONS, "-o", str(out)]) == 4
+    said = " ".join(capsys.readouterr().err.split())
+    assert "misses it on the evaluation images by 40.00 points" in said
+    assert "--judge-split" in said
 
 
 def test_a_budget_that_nothing_keeps_exits_4_and_says_how_near(
