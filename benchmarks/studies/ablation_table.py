@@ -1,6 +1,6 @@
 """One Markdown table of what `ablation_accuracy --json` kept: a line a row, two columns a target.
 
-    python -m benchmarks.studies.ablation_table benchmarks/results/ablation_accuracy-*.json
+python -m benchmarks.studies.ablation_table benchmarks/results/ablation_accuracy-*.json
 """
 
 from __future__ import annotations
