@@ -35,7 +35,7 @@ def table(kept: Sequence[Mapping[str, Any]]) -> str:
     missed = [claim for result in kept for claim in result["claims"] if not claim["met"]]
     if missed:
         lines += ["", "Claims not met:", ""]
-        lines += [f"- {c['name']}: {c['value']:.4g} (target {c['target']})" for c in missed]
+        lines += [f"- {c['name']}: {_number(c['value'])} (target {c['target']})" for c in missed]
     return "\n".join(lines) + "\n"
 
 
@@ -48,6 +48,10 @@ def _cells(row: Mapping[str, Any] | None) -> list[str]:
         f"{mean:.2f} ({low:.2f} to {high:.2f})",
         f"{agreement[0]:.2f} ({agreement[1]:.2f} to {agreement[2]:.2f})",
     ]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.accuracy import Accuracy, accuracy_from_predictions
+from benchmarks.environment import describe_environment
 from benchmarks.predictions import Predictions, predictions_from_images
 from benchmarks.speed import SpeedConfig, SpeedRun, measure_speed, save_samples
 from calibration.collect import CalibrateConfig
@@ -285,6 +286,7 @@ class _Searching(Run):
             "met": met,
             "schema": 1,
             "command": self.command,
+            "environment": describe_environment(),
             "target": self.config.target,
             "judged_on": judged_on,
             "file": self._made(chosen.assignment)[1].file if chosen else None,

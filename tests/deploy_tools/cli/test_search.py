@@ -79,6 +79,7 @@ def test_a_budget_that_plain_int8_misses_is_met(found: tuple[Path, int]) -> None
     assert first["met"] is False
     assert first["judged"]["agreement"] < 0.9
     assert report["met"] is True
+    assert report["environment"]["packages"]["onnxruntime"]
     assert report["chosen"]["judged"]["agreement"] >= 0.9
     assert report["judged_on"] == report["judged_on"] | {"split": "train", "images": 80}
     assert report["evaluation"]["split"] == "test"
