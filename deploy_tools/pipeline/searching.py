@@ -117,6 +117,7 @@ def search_recipe(
         work = _Searching(replace(recipe, variant=()), runner, command, config)
         base = _base(recipe, config.target)
         work.require_here(base)
+        work.require_judges()
         directory.path("recipe.toml").unlink(missing_ok=True)  # of a looser search in this folder
         found = search_assignments(base, config.budget, work.evaluate, work.time, work.steps, tell)
         accuracy = work.final(found.chosen.assignment) if found.chosen else None
@@ -168,6 +169,10 @@ class _Searching(Run):
                 f'search measures speed, and this machine has no kernels for target "{base.target}".',
                 "Search on a machine of that kind.",
             )
+
+    def require_judges(self) -> None:
+        """Refuse a split that is not there or has too few images before anything is made."""
+        _ = self.spare
 
     @cached_property
     def fp32(self) -> Artifact:

@@ -140,6 +140,8 @@ def test_a_split_that_evaluates_to_the_last_image_cannot_judge(
     said = capsys.readouterr().err
     assert "test has 0 images that neither calibrate nor evaluate" in said
     assert "evaluate with fewer images" in said
+    assert "no assignment" not in said
+    assert not list((tmp_path / "out").glob("*.onnx")), "nothing is made first"
 
 
 def test_a_choice_that_misses_in_the_end_says_who_judged(
