@@ -1,82 +1,61 @@
 """One Markdown table of what `ablation_accuracy --json` kept: a line a row, two columns a target.
 
-python -m benchmarks.studies.ablation_table benchmarks/results/ablation_accuracy-*.json
+Run as `python -m benchmarks.studies.ablation_table benchmarks/results/ablation_accuracy-*.json`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from deploy_tools.errors import ArtifactError, DeployToolsError
+from benchmarks.studies.kept import (
+    claims_not_met,
+    markdown_line,
+    over_seeds,
+    print_table,
+    read_kept,
+)
+from deploy_tools.errors import ArtifactError
 
 
 def table(kept: Sequence[Mapping[str, Any]]) -> str:
     """Return Markdown: mean and lowest to highest of the calibration seeds, claims not met below.
 
-    kept: results of one model, a target each; ArtifactError where two have the same target.
+    kept: results of one model, a target each; ArtifactError where they are not.
     """
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    models = set()
     for result in kept:
         rows = [row for row in result["rows"] if "target" in row]
         if not rows or rows[0]["target"] in found:
             raise ArtifactError("the files are not one of each target.", "Give one of each.")
         found[rows[0]["target"]] = {row["row"]: row for row in rows}
+        models.add(rows[0]["model"])
+    if len(models) > 1:
+        raise ArtifactError(f"the files are of several models: {', '.join(sorted(models))}.")
     names = dict.fromkeys(name for rows in found.values() for name in rows)
     heads = [f"{target}: {what}" for target in found for what in ("logit SQNR, dB", "agreement, %")]
-    lines = [_line(["row", *heads]), "|---|" + "---|" * len(heads)]
+    lines = [markdown_line(["row", *heads]), "|---|" + "---|" * len(heads)]
     for name in names:
         cells = [cell for rows in found.values() for cell in _cells(rows.get(name))]
-        lines.append(_line([name, *cells]))
-    missed = [claim for result in kept for claim in result["claims"] if not claim["met"]]
-    if missed:
-        lines += ["", "Claims not met:", ""]
-        lines += [f"- {c['name']}: {_number(c['value'])} (target {c['target']})" for c in missed]
-    return "\n".join(lines) + "\n"
+        lines.append(markdown_line([name, *cells]))
+    return "\n\n".join(part for part in ("\n".join(lines), claims_not_met(kept)) if part) + "\n"
 
 
 def _cells(row: Mapping[str, Any] | None) -> list[str]:
     if row is None:
         return ["", ""]
-    low, mean, high = row["sqnr_db_min"], row["sqnr_db"], row["sqnr_db_max"]
-    agreement = [100 * row[key] for key in ("agreement", "agreement_min", "agreement_max")]
-    return [
-        f"{mean:.2f} ({low:.2f} to {high:.2f})",
-        f"{agreement[0]:.2f} ({agreement[1]:.2f} to {agreement[2]:.2f})",
-    ]
+    return [over_seeds(row, "sqnr_db"), over_seeds(row, "agreement", 100.0)]
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-@click.command(help=__doc__)
+@click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 def command(files: tuple[Path, ...]) -> None:
-    """Print the table."""
-    try:
-        click.echo(table([_read(file) for file in files]), nl=False)
-    except DeployToolsError as error:
-        click.echo(f"error: {error}", err=True)
-        raise SystemExit(error.exit_code) from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        kept = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}", "Give what a study kept.") from error
-    if not isinstance(kept, dict) or kept.get("study") != "ablation_accuracy":
-        raise ArtifactError(f"{path} is not of ablation_accuracy.", "Give what that study kept.")
-    return kept
+    """Print the table of FILES: results of one model, one of each target."""
+    print_table(lambda: table([read_kept(file, "ablation_accuracy") for file in files]))
 
 
 if __name__ == "__main__":

@@ -63,23 +63,34 @@ def study(
         own = results.own()
         with tempfile.TemporaryDirectory() as folder:
             subject = _prepare(Path(folder), case, data, results.quick)
-            done = _done_rows(case, keep, seeds, settings, results.quick)
+            done = _done_rows(case, keep, seeds, settings, results.quick, modelopt)
             _one_model(own, case, subject, seeds, settings, modelopt, done)
         results.add(own)
         if keep is not None:
             command = _command(case.name, seeds, settings, results.quick)
             kept = study_object("peers_accuracy", own.rows, own.claims, command)
-            # Only the whole study has the plain name, so that no part replaces it.
-            part = "-part" if seeds or settings or results.quick else ""
-            write_json(keep / f"peers_accuracy-{case.name}{part}.json", kept | _versions())
+            name = _name(case, seeds, settings, results.quick)
+            write_json(keep / f"{name}.json", kept | _versions())
         done.close()
 
 
+def _name(case: Case, seeds: int, settings: tuple[str, ...], quick: bool) -> str:
+    """Only the whole study has the plain name, so that no part replaces it or what it has done."""
+    return f"peers_accuracy-{case.name}{'-part' if seeds or settings or quick else ''}"
+
+
 def _done_rows(
-    case: Case, keep: Path | None, seeds: int, settings: tuple[str, ...], quick: bool
+    case: Case,
+    keep: Path | None,
+    seeds: int,
+    settings: tuple[str, ...],
+    quick: bool,
+    modelopt: Path | None,
 ) -> DoneRows:
-    path = None if keep is None else keep / f"peers_accuracy-{case.name}.done.jsonl"
-    return DoneRows(path, {"command": _command(case.name, seeds, settings, quick)} | _versions())
+    path = None if keep is None else keep / f"{_name(case, seeds, settings, quick)}.done.jsonl"
+    # Without ModelOpt its rows say so; with it they are to be made.
+    key = {"command": _command(case.name, seeds, settings, quick), "modelopt": bool(modelopt)}
+    return DoneRows(path, key | _versions())
 
 
 def _command(model: str, seeds: int, settings: tuple[str, ...], quick: bool) -> str:

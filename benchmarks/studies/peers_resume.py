@@ -33,9 +33,9 @@ class DoneRows:
         if path is None:
             return
         lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-        whole = [line for line in lines[1:] if _entry(line)] if lines[:1] == [first] else []
-        self._rows = dict(entry for line in whole if (entry := _entry(line)))
-        write_text(path, "\n".join([first, *whole]) + "\n")
+        kept = lines[1:] if lines[:1] == [first] else []
+        self._rows = dict(entry for line in kept if (entry := _entry(line)))
+        write_text(path, "\n".join([first, *map(json.dumps, self._rows.items())]) + "\n")
 
     def found(self, row: Row) -> list[Found] | None:
         """Return what the row gave, None where it was not run yet."""
@@ -70,7 +70,7 @@ def _entry(line: str) -> tuple[str, list[dict[str, Any]]] | None:
     """Return a row's name and values; None for a line whose writing was interrupted."""
     try:
         name, values = json.loads(line)
-    except ValueError:
+    except (TypeError, ValueError):
         return None
     return name, values
 

@@ -8,16 +8,20 @@ the fact; rows whose convolutions stay in float are left out.
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from benchmarks.studies.kept import (
+    claims_not_met,
+    markdown_line,
+    over_seeds,
+    print_table,
+    read_kept,
+)
 from benchmarks.studies.peers_rows import DEFAULT_METHODS, HARD, PLAIN, US
-from deploy_tools.errors import ArtifactError, DeployToolsError
 
 _HEAD = (
     "setting", "tool", "method", "runtime", "top-1, %", "drop, points", "agreement, %",
@@ -35,11 +39,7 @@ def table(kept: Sequence[Mapping[str, Any]], best: bool = False) -> str:
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model]
         parts.append("\n".join(_section(model, own)))
-    missed = [claim for result in kept for claim in result["claims"] if not claim["met"]]
-    if missed:
-        lines = [f"- {c['name']}: {_number(c['value'])} (target {c['target']})" for c in missed]
-        parts.append("\n".join(["Claims not met:", "", *lines]))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in (*parts, claims_not_met(kept)) if part) + "\n"
 
 
 def best_rows(kept: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -70,11 +70,11 @@ def best_rows(kept: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _section(model: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     fp32 = next(row for row in rows if row["tool"] == "fp32")
     yield f"### {model}\n\nFP32 is right on {fp32['correct']:,} of {fp32['images']:,} images.\n"
-    yield f"| {' | '.join(_HEAD)} |"
+    yield markdown_line(_HEAD)
     yield f"|{'|'.join(['---'] * len(_HEAD))}|"
     for row in rows:
         if row is not fp32:
-            yield f"| {' | '.join([*_names(row), *_figures(row)])} |"
+            yield markdown_line([*_names(row), *_figures(row)])
 
 
 def _names(row: Mapping[str, Any]) -> list[str]:
@@ -89,32 +89,12 @@ def _figures(row: Mapping[str, Any]) -> list[str]:
     return [
         f"{100 * row['top1']:.2f}{ended}",
         f"{row['drop_pp']:+.2f} [{row['drop_low_pp']:+.2f}, {row['drop_high_pp']:+.2f}]",
-        _spread(row, "agreement", 100.0),
-        _spread(row, "sqnr_db", 1.0),
+        over_seeds(row, "agreement", 100.0),
+        over_seeds(row, "sqnr_db"),
         f"{row['cpu_seconds']:.1f}",
         f"{row['peak_rss_bytes'] / 1e6:.0f}",
         f"{row['file_bytes'] / 1e6:.2f}",
     ]
-
-
-def _spread(row: Mapping[str, Any], name: str, factor: float) -> str:
-    """Mean over the seeds (lowest to highest), or the one value."""
-    mean, low, high = (factor * row[f"{name}{end}"] for end in ("", "_min", "_max"))
-    return f"{mean:.2f}" if row["seeds"] == 1 else f"{mean:.2f} ({low:.2f} to {high:.2f})"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}.") from error
-    if not any("setting" in row for row in values.get("rows", ())):
-        raise ArtifactError(f"{path} is not what peers_accuracy --keep writes.")
-    return values
 
 
 @click.command()
@@ -122,11 +102,7 @@ def _read(path: Path) -> dict[str, Any]:
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 def command(files: tuple[Path, ...], best: bool) -> None:
     """Print the table of FILES."""
-    try:
-        click.echo(table([_read(path) for path in files], best), nl=False)
-    except DeployToolsError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    print_table(lambda: table([read_kept(path, "peers_accuracy") for path in files], best))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from deploy_tools.errors import ArtifactError
 def _kept(target: str, rows: dict[str, float], met: bool = True) -> dict[str, Any]:
     values = [
         {
-            "target": target, "row": name, "sqnr_db": sqnr, "sqnr_db_min": sqnr - 1,
+            "model": "m", "target": target, "row": name, "seeds": 5, "sqnr_db": sqnr, "sqnr_db_min": sqnr - 1,
             "sqnr_db_max": sqnr + 2, "agreement": 0.993, "agreement_min": 0.99,
             "agreement_max": 0.995,
         }
@@ -52,7 +52,17 @@ def test_two_files_of_one_target_are_refused() -> None:
         table([_kept("ort-cpu", {"plain": 30.0}), _kept("ort-cpu", {"plain": 31.0})])
 
 
-@pytest.mark.parametrize("text", ["{", '{"study": "peers_accuracy"}', "[]"])
+def test_two_models_are_refused() -> None:
+    other = _kept("tensorrt", {"plain": 30.0})
+    for row in other["rows"]:
+        row["model"] = "another"
+    with pytest.raises(ArtifactError, match="several models: another, m"):
+        table([_kept("ort-cpu", {"plain": 30.0}), other])
+
+
+@pytest.mark.parametrize(
+    "text", ["{", '{"study": "peers_accuracy"}', '{"study": "ablation_accuracy"}', "[]"]
+)
 def test_another_file_is_refused_by_name(tmp_path: Path, text: str) -> None:
     path = tmp_path / "other.json"
     path.write_text(text)

@@ -244,14 +244,18 @@ def test_spread_over_the_seeds():
 def test_an_interrupted_run_is_kept_beside_its_results(subject, monkeypatch, tmp_path):
     monkeypatch.setattr(study, "rows", lambda: (PEER,))
     subject.baseline = type("B", (), {"__len__": lambda self: 100, "correct": subject.baseline.correct})()  # fmt: skip
-    done = study._done_rows(CASE, tmp_path, 0, (), False)
+    done = study._done_rows(CASE, tmp_path, 0, (), False, None)
     monkeypatch.setattr(study, "run_row", lambda row, *rest: [Found(row, "onnxruntime", reason="no")])  # fmt: skip
     results = Results(False, lambda line: None)
     study._one_model(results, CASE, subject, 0, (), None, done)
     monkeypatch.setattr(study, "run_row", lambda *_: pytest.fail("it was done"))
     again = Results(False, lambda line: None)
-    resumed = study._done_rows(CASE, tmp_path, 0, (), False)
+    resumed = study._done_rows(CASE, tmp_path, 0, (), False, None)
     study._one_model(again, CASE, subject, 0, (), None, resumed)
     assert again.rows == results.rows
     assert (tmp_path / "peers_accuracy-some.done.jsonl").is_file()
-    assert study._done_rows(CASE, tmp_path, 1, (), False).found(PEER) is None
+    assert study._done_rows(CASE, tmp_path, 1, (), False, None).found(PEER) is None
+    whole = study._done_rows(CASE, tmp_path, 0, (), False, None)
+    assert whole.found(PEER) is not None, "a part leaves what the whole study has done"
+    with_modelopt = study._done_rows(CASE, tmp_path, 0, (), False, Path("env"))
+    assert with_modelopt.found(PEER) is None

@@ -54,6 +54,8 @@ def test_a_line_whose_writing_was_interrupted_is_made_again(tmp_path: Path) -> N
     assert resumed.found(ROW) == gave(ROW)
     assert resumed.found(other) is None
     resumed.add(other, gave(other))
+    with path.open("a", encoding="utf-8") as file:
+        file.write("5\n")
     assert DoneRows(path, KEY).found(other) == gave(other)
 
 

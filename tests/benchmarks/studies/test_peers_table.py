@@ -29,7 +29,9 @@ def kept(path: Path, model: str, *rows: dict) -> Path:
         {"name": "another", "value": 2.0, "target": ">= 1.5", "met": True},
     ]
     rows = tuple(row | {"model": model} for row in rows)
-    path.write_text(json.dumps({"rows": [fp32, *rows], "claims": claims}))
+    path.write_text(
+        json.dumps({"study": "peers_accuracy", "rows": [fp32, *rows], "claims": claims})
+    )
     return path
 
 
@@ -87,7 +89,11 @@ def test_the_best_rows_alone(tmp_path):
 def test_other_files_are_refused(tmp_path):
     other = tmp_path / "other.json"
     other.write_text('{"rows": [{"tool": "fp32"}]}')
-    for path, reason in ((other, "is not what"), (tmp_path / "none.json", "cannot be read")):
+    listed, empty = tmp_path / "list.json", tmp_path / "empty.json"
+    listed.write_text("[]")
+    empty.write_text('{"study": "peers_accuracy"}')
+    wrong = [(path, "is not what") for path in (other, listed, empty)]
+    for path, reason in (*wrong, (tmp_path / "none.json", "cannot be read")):
         done = CliRunner().invoke(command, [str(path)])
         assert done.exit_code == 7
         assert reason in done.stderr

@@ -144,44 +144,38 @@ def test_a_split_that_evaluates_to_the_last_image_cannot_judge(
     assert not list((tmp_path / "out").glob("*.onnx")), "nothing is made first"
 
 
+@pytest.fixture
+def again(found: tuple[Path, int], tmp_path: Path) -> Path:
+    """A folder of its own with all that the search made."""
+    return Path(shutil.copytree(found[0], tmp_path / "again"))
+
+
 def test_a_choice_that_misses_in_the_end_says_who_judged(
-    found: tuple[Path, int],
-    recipe: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Capture,
+    again: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     worse = Judged(100, 0.5, (0.4, 0.6), 9.0, (5.0, 13.0), 1.0)
     monkeypatch.setattr(SearchResult, "final", worse)
-    out = tmp_path / "again"
-    shutil.copytree(found[0], out)
-    assert main(["search", str(recipe), "--min-agreement", "90", *OPTIONS, "-o", str(out)]) == 4
+    assert main(["search", str(recipe), "--min-agreement", "90", *OPTIONS, "-o", str(again)]) == 4
     said = " ".join(capsys.readouterr().err.split())
     assert "misses it on the evaluation images by 40.00 points" in said
     assert "--judge-split" in said
 
 
 def test_a_budget_that_nothing_keeps_exits_4_and_says_how_near(
-    found: tuple[Path, int],
-    recipe: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Capture,
+    again: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """With the bad ranges as the only ones and one layer that could stay in float."""
     monkeypatch.setattr(search, "neighbours", lambda best: [])
     two = [Step("conv1", "layer", 0.01, 1.0), Step("linear", "layer", 0.001, 1.0)]
     monkeypatch.setattr(_Searching, "steps", lambda self, assignment: two)
-    out = tmp_path / "again"
-    shutil.copytree(found[0], out)
-    before = (out / "search.json").read_text()
-    assert main(["search", str(recipe), "--min-agreement", "99.9", *OPTIONS, "-o", str(out)]) == 4
+    before = (again / "search.json").read_text()
+    assert main(["search", str(recipe), "--min-agreement", "99.9", *OPTIONS, "-o", str(again)]) == 4
     said = capsys.readouterr().err
     assert "no assignment keeps the budget" in said
     assert "points" in said
-    report = json.loads((out / "search.json").read_text())
+    report = json.loads((again / "search.json").read_text())
     assert report["met"] is False
-    assert not (out / "recipe.toml").exists(), "the looser search's answer"
+    assert not (again / "recipe.toml").exists(), "the looser search's answer"
     assert report["chosen"] is None
     assert report["evaluation"] is None
     assert 0 < report["nearest"]["missing_pp"] < 99.9
