@@ -117,7 +117,7 @@ def run_study(
     @click.option("-o", "--out", type=click.Path(path_type=Path), help="Also write the JSON here.")
     @click.pass_context
     def command(
-        context: click.Context, quick: bool, as_json: bool, out: Path | None, **own: Any
+        context: click.Context, /, quick: bool, as_json: bool, out: Path | None, **own: Any
     ) -> None:
         results = Results(quick, lambda line: click.echo(line, err=as_json))
         results.command = command_of(name, context)

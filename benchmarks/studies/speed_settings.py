@@ -107,14 +107,11 @@ def _branches(in_float: bool) -> Make:
     return make
 
 
-def _no_pairs_around_the_head(base: Base, path: Path, batch: int) -> None:
-    """The pool and what follows it in float, but for the final Gemm's own weights."""
-    names = [n.name for n in prepared(load_onnx(base.fp32)).graph.node if n.op_type in _HEAD]
+def _float_head(base: Base, path: Path, batch: int) -> None:
+    """The final Gemm in float; no pair stands around the pool before it (ReduceMean) in any file."""
+    names = [n.name for n in prepared(load_onnx(base.fp32)).graph.node if n.op_type == "Gemm"]
     exclude = tuple(dict.fromkeys((*base.config.exclude, *names)))
     qdq_from_onnx(base.fp32, base.ranges, path, replace(base.config, exclude=exclude))
-
-
-_HEAD = ("ReduceMean", "GlobalAveragePool", "Flatten", "Reshape")
 
 
 def _level(name: str) -> Open:
@@ -152,7 +149,7 @@ SETTINGS = (
         "GlobalAveragePool, then quantized", _head_of_the_float_file(with_global_average_pool),
         exact=False,
     ),
-    Setting("no pairs around the head", _no_pairs_around_the_head, exact=False),
+    Setting("final Gemm in float", _float_head, exact=False),
     Setting("no repeated pairs", _rewritten(without_repeated_pairs)),
     # Each is what the other runtime's plain file has already.
     Setting("branches in float", _branches(True), runtimes=("onnxruntime",), exact=False),
