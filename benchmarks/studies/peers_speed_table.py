@@ -6,14 +6,14 @@ python -m benchmarks.studies.peers_speed_table benchmarks/results/peers_speed-*.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from deploy_tools.errors import ArtifactError, DeployToolsError, UserError
+from benchmarks.studies.kept import claims_not_met, markdown_line, print_table, read_kept
+from deploy_tools.errors import UserError
 
 _Row = Mapping[str, Any]
 _SPEED = (
@@ -44,11 +44,8 @@ def table(kept: Sequence[Mapping[str, Any]]) -> str:
     for names in dict.fromkeys(_names(row, _OF_PHOTOS) for row in photos):
         own = [row for row in photos if _names(row, _OF_PHOTOS) == names]
         parts.append("\n".join(_jpeg(own)))
-    missed = [claim for result in kept for claim in result["claims"] if not claim["met"]]
-    if missed:
-        lines = [f"- {c['name']}: {_number(c['value'])} (target {c['target']})" for c in missed]
-        parts.append("\n".join(["Claims not met:", "", *lines]))
-    return "\n\n".join(parts) + "\n"
+    parts.append(claims_not_met(kept))
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _names(row: _Row, keys: Sequence[str]) -> tuple[Any, ...]:
@@ -85,7 +82,7 @@ def _speed(title: str, rows: Sequence[_Row]) -> Iterator[str]:
     for row in rows:
         if "tool" in row:
             names = [str(row[name]) for name in ("tool", "way", "input")]
-            yield _line(names + _figures(row, _settings, len(_SPEED) - len(names)))
+            yield markdown_line(names + _figures(row, _settings, len(_SPEED) - len(names)))
     for row in rows:
         if "roofline" in row:
             yield "\n" + _roofline(row)
@@ -138,7 +135,7 @@ def _jpeg(rows: Sequence[_Row]) -> Iterator[str]:
     size = f"short side {first['short_side']}"
     yield from _head(f"JPEG to label, {size}, {first['layout']}, {first['scenario']}", _JPEG)
     for row in rows:
-        yield _line([row["way"], *_figures(row, _labelled, len(_JPEG) - 1)])
+        yield markdown_line([row["way"], *_figures(row, _labelled, len(_JPEG) - 1)])
 
 
 def _labelled(row: _Row) -> list[str]:
@@ -148,37 +145,15 @@ def _labelled(row: _Row) -> list[str]:
 
 def _head(title: str, names: Sequence[str]) -> Iterator[str]:
     yield f"### {title}\n"
-    yield _line(names)
+    yield markdown_line(names)
     yield f"|{'|'.join(['---'] * len(names))}|"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(values, dict) or values.get("study") != "peers_speed":
-        raise ArtifactError(f"{path} is not what peers_speed --keep writes.")
-    return values
 
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 def command(files: tuple[Path, ...]) -> None:
     """Print the tables of FILES."""
-    try:
-        click.echo(table([_read(path) for path in files]), nl=False)
-    except DeployToolsError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    print_table(lambda: table([read_kept(path, "peers_speed") for path in files]))
 
 
 if __name__ == "__main__":
