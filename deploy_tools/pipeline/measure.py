@@ -220,11 +220,11 @@ def _memory(run: Run, outcome: Outcome) -> None:
     name = f"memory/{variant.id}"
     config = runtime_config(run, variant)
     batch = run.recipe.speed.batch
-    spec = run.spec_of(variant)
 
     def make(path: Any) -> Mapping[str, Any]:
         from deploy_tools.artifacts import write_json
 
+        spec = run.spec_of(variant)
         peak = peak_rss_of_model(
             run.runner.directory.path(artifact.file), config, spec.shape(batch), dtype=spec.dtype
         )

@@ -86,8 +86,10 @@ class OnnxModule(nn.Module):
         """
         values = self._start(images)
         missing = set(tensors)
+        # A fake-quantized weight or bias has the name of what it is made from.
+        made = {node.outputs[0] for node in self.nodes}
         for name in tensors:
-            if name in values and name in missing:
+            if name in values and name in missing and name not in made:
                 missing.discard(name)
                 yield name, values[name]
         for at, node in enumerate(self.nodes):

@@ -166,7 +166,11 @@ def test_decoding_is_ahead_of_the_model_but_not_far(tmp_path: Path) -> None:
     assert 8 <= session.most_ahead <= 12  # two batches, and the one that is being run
 
 
-PREDICT = "from deploy_tools.cli.main import entry; entry()"
+PREDICT = (
+    # Whoever runs the tests in the background has Ctrl-C ignored, which children inherit.
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from deploy_tools.cli.main import entry; entry()"
+)
 
 
 def test_an_interrupted_run_leaves_whole_lines(demo_onnx: Path, folder: Path) -> None:
