@@ -17,8 +17,8 @@ corrections. Three parts:
 - jpeg: from photo file to label with ResNet-18 (`speed_jpeg`).
 
 The ratios are over onnxruntime FP32. In "ours over the best of the others" both sides are the
-fastest of their rows in the search, whatever their precision, and are judged by the run behind it;
-the claim names them. In the server scenario a row that keeps the latency limit (--latency-limit) at
+fastest of their rows, whatever their precision; they and the baseline are timed once more, longer
+and by themselves, and that run is what the claim, which names them, is judged by. In the server scenario a row that keeps the latency limit (--latency-limit) at
 no rate has latencies alone. With --keep each model and scenario has a file of its own, written when
 it is done, so what an interrupted run did is there; --model, --part and --scenario do the rest.
 `python -m benchmarks.studies.peers_speed_table FILE...` makes tables of what --keep wrote.
@@ -42,7 +42,7 @@ from benchmarks.studies.base import Results, run_study, study_object
 from benchmarks.studies.machine_peak import Peak, copy_bandwidth, int8_peak
 from benchmarks.studies.machine_peak import speed_config as peak_config
 from benchmarks.studies.multiply_adds import Work, work_of
-from benchmarks.studies.speed_claims import best_of, claim_speed, values_of
+from benchmarks.studies.speed_claims import best_of, claim_speed, duel_values, finalists, values_of
 from benchmarks.studies.speed_files import Files
 from benchmarks.studies.speed_jpeg import (
     agreement_photos,
@@ -69,6 +69,7 @@ _FULL_SEARCH = SpeedConfig(
     warmup=1, settle=0, rounds=5, seconds_per_round=0.15, min_calls=1,
     server=ServerConfig(rounds=3, steps=4),
 )  # fmt: skip
+_DUEL = replace(_FULL, rounds=60, seconds_per_round=0.5)
 _QUICK = replace(_FULL, rounds=8, seconds_per_round=0.1)
 _QUICK_SEARCH = replace(_FULL_SEARCH, rounds=3, seconds_per_round=0.05)
 
@@ -138,7 +139,7 @@ def one_scenario(
     names = {"model": model, "scenario": scenario}
     chosen = [row for row in rows() if row.quick or not results.quick]
     try:
-        timed = bench.measure(chosen, scenario)
+        timed = bench.measure(chosen, scenario, finalists)
     except DeployToolsError as error:
         nothing = {"tool": "every tool", "way": "", "input": "", "status": "did not run"}
         results.row(**names, **nothing, reason=short(str(error)))
@@ -147,6 +148,7 @@ def one_scenario(
     for each in timed:
         results.rows.append(names | values_of(each))
         results.say(str(each.run) if each.run else f"{each.row.name}: {each.reason}")
+    results.rows += [names | duel_values(each) for each in timed if each.duel is not None]
     claim_speed(results, model, scenario, timed)
     if peaks is not None:
         roofline(results, model, scenario, timed, work_of(load_onnx(bench.files.job.model)), peaks)
@@ -159,11 +161,11 @@ def plan_of(case: Case, quick: bool, latency_limit: float = MLPERF_LIMIT_MS) -> 
     """
     small = case.given.size is not None and case.given.size[0] <= 64
     query = 256 if small else 64
-    final, search = (
+    final, search, duel = (
         replace(config, server=replace(config.server, latency_limit_ms=latency_limit))
-        for config in ((_QUICK, _QUICK_SEARCH) if quick else (_FULL, _FULL_SEARCH))
+        for config in ((_QUICK, _QUICK_SEARCH, _QUICK) if quick else (_FULL, _FULL_SEARCH, _DUEL))
     )
-    return Plan(query, final, search)
+    return Plan(query, final, search, duel)
 
 
 def roofline(
@@ -175,16 +177,17 @@ def roofline(
     were read from memory, once a call.
     """
     ours = best_of(timed, lambda each: each.row.ours and each.row.kind == "int8")
-    if ours is None or ours.run is None or ours.search is None:
+    if ours is None or ours.duel is None or ours.search is None:
         return
-    share = share_of_peak(ours.run.images_per_s, work, peaks.int8.value)
+    rate = ours.duel.images_per_s
+    share = share_of_peak(rate, work, peaks.int8.value)
     chunk = ours.search.best.chunk
     results.row(
         model=model, scenario=scenario, roofline=ours.row.name, multiply_adds=work.multiply_adds,
         weights=work.weights, share_of_peak=share.estimate, share_of_peak_ci95=share.ends(),
         compute_limit=peaks.int8.value.estimate / work.multiply_adds,
         memory_limit=peaks.copy.value.estimate / work.bytes_an_image(chunk),
-        images_per_s=ours.run.images_per_s.estimate, peak_by=peaks.int8.by,
+        images_per_s=rate.estimate, peak_by=peaks.int8.by,
     )  # fmt: skip
 
 

@@ -83,6 +83,10 @@ def _speed(title: str, rows: Sequence[_Row]) -> Iterator[str]:
         if "tool" in row:
             names = [str(row[name]) for name in ("tool", "way", "input")]
             yield markdown_line(names + _figures(row, _settings, len(_SPEED) - len(names)))
+    again = [row for row in rows if "finalist" in row]
+    if again:
+        yield "\nThe best rows once more, by themselves:\n"
+        yield from (_finalist(row) for row in again)
     for row in rows:
         if "roofline" in row:
             yield "\n" + _roofline(row)
@@ -117,6 +121,12 @@ def _figures(row: _Row, shown: Callable[[_Row], list[str]], columns: int) -> lis
         reason = str(row["reason"]).replace("|", "/")
         return [f"did not run: {reason}", *[""] * (columns - 1)]
     return shown(row)
+
+
+def _finalist(row: _Row) -> str:
+    shown = _times(row)
+    ratio = f", {shown[3]} onnxruntime FP32" if shown[3] not in ("", "1x") else ""
+    return f"- {row['finalist']}: p50 {shown[0]} ms, p90 {shown[1]} ms, {shown[2]} images/s{ratio}"
 
 
 def _roofline(row: _Row) -> str:

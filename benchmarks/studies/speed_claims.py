@@ -29,38 +29,53 @@ def ratio_of(run: SpeedRun, other: SpeedRun) -> Interval | None:
 
 
 def best_of(timed: Sequence[Timed], chosen: Callable[[Timed], bool]) -> Timed | None:
-    """Return the fastest of the chosen rows that ran, None where none did.
+    """Return the fastest of the chosen rows that ran, by the run of all rows; None where none did."""
+    ran = [(each.run.images_per_s.estimate, each) for each in timed
+           if each.run is not None and each.run.has_rate and chosen(each)]  # fmt: skip
+    return max(ran, key=lambda pair: pair[0], default=(0.0, None))[1]
 
-    The fastest by the search before: were it chosen by the final run, the luckiest of many rows
-    would be judged by the very rounds in which it was lucky.
+
+def finalists(timed: Sequence[Timed]) -> list[Timed]:
+    """Return the rows that the claims compare: the baseline, and the best of each side.
+
+    They are timed once more: were they judged by the run in which they were the fastest, the
+    luckiest of many rows would be judged by the very rounds in which it was lucky.
     """
-    ran = [each for each in timed if each.run is not None and each.run.has_rate and chosen(each)]
-    return max(ran, key=_searched_rate, default=None)
+    found = (_baseline(timed), _peer(timed), _ours(timed), _our_int8(timed))
+    return list({each.row.name: each for each in found if each is not None}.values())
 
 
-def _searched_rate(each: Timed) -> float:
-    return each.search.tried[each.search.best] if each.search is not None else 0.0
+def _baseline(timed: Sequence[Timed]) -> Timed | None:
+    return next((each for each in timed if each.row.name == BASELINE), None)
+
+
+def _peer(timed: Sequence[Timed]) -> Timed | None:
+    return best_of(timed, lambda each: not each.row.ours)
+
+
+def _ours(timed: Sequence[Timed]) -> Timed | None:
+    return best_of(timed, lambda each: each.row.ours)
+
+
+def _our_int8(timed: Sequence[Timed]) -> Timed | None:
+    return best_of(timed, lambda each: each.row.ours and each.row.kind == "int8")
 
 
 def claim_speed(results: Results, model: str, scenario: str, timed: Sequence[Timed]) -> None:
     """State how our best row stands beside the best of the others, in speed and in accuracy, and
-    our best INT8 row beside the baseline. The best of each side is chosen by the search."""
-    ours = best_of(timed, lambda each: each.row.ours)
-    peer = best_of(timed, lambda each: not each.row.ours)
+    our best INT8 row beside the baseline, by the run of the finalists."""
+    ours, peer = _ours(timed), _peer(timed)
     where = f"{model}, {scenario}"
-    if scenario == "server" and ours is not None and ours.run is not None and peer is None:
+    if scenario == "server" and ours is not None and ours.duel is not None and peer is None:
         name = f"{where}: {ours.row.name} keeps the latency limit at a rate, none of the others"
-        results.claim(f"{name}, images/s", ours.run.images_per_s.low, ">", 0.0)
+        results.claim(f"{name}, images/s", ours.duel.images_per_s.low, ">", 0.0)
     else:
         name = f"{where}: ours over the best of the others"
         claim_ratio(results, name, ours, peer, NOT_SLOWER, low=True)
     claim_accuracy(results, where, ours, timed)
     if scenario in GOALS:
-        int8 = best_of(timed, lambda each: each.row.ours and each.row.kind == "int8")
-        base = best_of(timed, lambda each: each.row.name == BASELINE)
-        claim_ratio(
-            results, f"{model}, {scenario}: our INT8 over {BASELINE}", int8, base, GOALS[scenario]
-        )
+        name = f"{model}, {scenario}: our INT8 over {BASELINE}"
+        claim_ratio(results, name, _our_int8(timed), _baseline(timed), GOALS[scenario])
 
 
 def claim_accuracy(
@@ -86,8 +101,8 @@ def claim_ratio(
     low: judge the low end of the interval in place of the median.
     """
     found = None
-    if ours is not None and other is not None and ours.run is not None and other.run is not None:
-        found = ratio_of(ours.run, other.run)
+    if ours is not None and other is not None and ours.duel is not None and other.duel is not None:
+        found = ratio_of(ours.duel, other.duel)
         name += f" ({ours.row.name} over {other.row.name})"
     if found is None:
         results.claim(name, None, ">=", goal)
@@ -111,6 +126,11 @@ def values_of(each: Timed) -> dict[str, Any]:
         best = each.search.best
         values |= {"threads": best.threads, "streams": best.streams, "chunk": best.chunk}
     return values | {"runs_in": each.runs_in, "sqnr_db": each.sqnr_db} | run_values(each.run)
+
+
+def duel_values(each: Timed) -> dict[str, Any]:
+    """Return the columns of a finalist's row; of one that was none, nothing."""
+    return {} if each.duel is None else {"finalist": each.row.name} | run_values(each.duel)
 
 
 def run_values(run: SpeedRun) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -29,12 +29,14 @@ LEAST_SQNR_DB = 5.0
 
 @dataclass(frozen=True)
 class Plan:
-    """How to measure. query: images of an offline query; final, search: how long (their scenarios
-    and batch are filled in)."""
+    """How to measure. query: images of an offline query; final, search, duel: how long all rows,
+    the settings of one row, and the best rows against each other (their scenarios and batch are
+    filled in)."""
 
     query: int
     final: SpeedConfig
     search: SpeedConfig
+    duel: SpeedConfig
 
     def config(self, base: SpeedConfig, scenario: str) -> SpeedConfig:
         """Return `base` for one scenario and this plan's query."""
@@ -45,7 +47,8 @@ class Plan:
 class Timed:
     """What became of a row. run: None where it did not run, and `reason` says why.
 
-    sqnr_db: of its logits against the baseline's, None for the baseline.
+    sqnr_db: of its logits against the baseline's, None for the baseline. duel: of the best rows,
+    which are timed once more.
     """
 
     row: Row
@@ -54,6 +57,10 @@ class Timed:
     runs_in: str = ""
     sqnr_db: float | None = None
     run: SpeedRun | None = None
+    duel: SpeedRun | None = None
+
+
+Choose = Callable[[Sequence[Timed]], Sequence[Timed]]
 
 
 @dataclass
@@ -66,9 +73,11 @@ class Bench:
     say: Say = field(default=lambda line: None)
     _made: dict[tuple[InputSpec, int], NDArray[Any]] = field(default_factory=dict)
 
-    def measure(self, rows: Sequence[Row], scenario: str) -> list[Timed]:
+    def measure(self, rows: Sequence[Row], scenario: str, best: Choose) -> list[Timed]:
         """Return one `Timed` a row, in their order; a row that fails stops no other.
 
+        best: chooses the rows that are timed against each other once more, the baseline among
+        them: what was chosen by one measurement is judged by another.
         In the server scenario a row that keeps the limit at no rate is timed all the same, with
         the setting that answers soonest: it has latencies, and neither a rate nor a speedup.
         Raises UserError where the baseline itself does not run.
@@ -80,14 +89,22 @@ class Bench:
                 self._guarded(each, partial(self._open_best, each, scenario, sessions))
             self._compare(timed, scenario, sessions)
             running = {e.row.name: e for e in timed if e.row.name in sessions}
-            makers = {name: self.maker(each.row) for name, each in running.items()}
-            config = self.plan.config(self.plan.final, scenario)
-            for run in measure_speed(sessions, makers, BASELINE, config):
+            for run in self._timed(running.values(), sessions, self.plan.final, scenario):
                 running[run.variant].run = run
+            for run in self._timed(best(timed), sessions, self.plan.duel, scenario):
+                running[run.variant].duel = run
         finally:
             for session in sessions.values():
                 session.close()
         return timed
+
+    def _timed(
+        self, some: Iterable[Timed], sessions: dict[str, Session], base: SpeedConfig, scenario: str
+    ) -> list[SpeedRun]:
+        chosen = {each.row.name: each.row for each in some}
+        makers = {name: self.maker(row) for name, row in chosen.items()}
+        own = {name: sessions[name] for name in chosen}
+        return measure_speed(own, makers, BASELINE, self.plan.config(base, scenario))
 
     def maker(self, row: Row) -> MakeBatch:
         """Return what makes a row's inputs: real images, as it takes them."""

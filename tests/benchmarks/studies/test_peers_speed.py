@@ -39,7 +39,7 @@ def test_small_images_make_large_queries(tmp_path: Path) -> None:
     assert study.plan_of(large, False).query == 64
     assert study.plan_of(large, False).final.rounds > study.plan_of(large, True).final.rounds
     plan = study.plan_of(large, False, 50.0)
-    assert {c.server.latency_limit_ms for c in (plan.final, plan.search)} == {50.0}
+    assert {c.server.latency_limit_ms for c in (plan.final, plan.search, plan.duel)} == {50.0}
 
 
 def test_the_share_of_the_peak_is_as_wide_as_both() -> None:
@@ -130,7 +130,7 @@ def test_parts_never_have_one_name() -> None:
 
 
 def test_a_scenario_without_its_baseline_is_a_row_and_ends_nothing(monkeypatch) -> None:
-    def measure(self, rows, scenario):
+    def measure(self, rows, scenario, best):
         raise UserError("the baseline does not run: no memory")
 
     monkeypatch.setattr(study.Bench, "measure", measure)

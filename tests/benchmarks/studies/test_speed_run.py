@@ -18,7 +18,7 @@ from benchmarks.speed import SpeedConfig
 from benchmarks.studies import speed_run
 from benchmarks.studies.speed_claims import values_of
 from benchmarks.studies.speed_rows import BASELINE, Row, Source
-from benchmarks.studies.speed_run import Bench, Plan
+from benchmarks.studies.speed_run import Bench, Plan, Timed
 from deploy_tools.data.source import ArraySource
 from deploy_tools.data.spec import InputSpec
 from deploy_tools.errors import MissingDependencyError, UserError
@@ -83,17 +83,21 @@ ROWS = (
 )  # fmt: skip
 
 
+def first_two(timed: list[Timed]) -> list[Timed]:
+    return [each for each in timed[:2] if each.run is not None]
+
+
 @pytest.fixture
 def bench(monkeypatch) -> Bench:
     monkeypatch.setattr(speed_run, "usable_cores", lambda: 2)
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8), np.uint8)
     source = ArraySource("some", "test", images, np.zeros(6, np.int64), ())
-    return Bench(Files(), source, Plan(16, CONFIG, CONFIG))  # type: ignore[arg-type]
+    return Bench(Files(), source, Plan(16, CONFIG, CONFIG, replace(CONFIG, rounds=4)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scenario", ["single-stream", "offline", "multi-stream"])
 def test_every_row_is_timed_or_has_a_reason(bench: Bench, scenario: str) -> None:
-    timed = {each.row.name: each for each in bench.measure(ROWS, scenario)}
+    timed = {each.row.name: each for each in bench.measure(ROWS, scenario, first_two)}
     assert list(timed) == [each.name for each in ROWS]
     ran = {name for name, each in timed.items() if each.run is not None}
     assert ran == {BASELINE, "good int8", "good uint8", "tool picky"}
@@ -103,6 +107,13 @@ def test_every_row_is_timed_or_has_a_reason(bench: Bench, scenario: str) -> None
         assert (run.scenario, run.batch, len(run.samples.slots)) == (scenario, query, 3)
         assert run.baseline is timed[BASELINE].run.samples
         assert timed[name].reason == ""
+    # The chosen ones are timed once more, in another run.
+    again = {name: each.duel for name, each in timed.items() if each.duel is not None}
+    assert list(again) == [BASELINE, "good int8"]
+    for name, run in again.items():
+        assert (run.scenario, len(run.samples.slots)) == (scenario, 4)
+        assert run.baseline is again[BASELINE].samples
+        assert run.samples is not timed[name].run.samples
     assert "needs x. Install it." in timed["tool missing"].reason
     assert timed["tool broken"].reason == "RuntimeError: kernel.cpp: no such kernel"
     assert "not the model's" in timed["other model"].reason
@@ -117,9 +128,9 @@ def test_a_limit_that_nobody_keeps_loses_no_row(bench: Bench) -> None:
     """No rate and no speedup, but latencies, for the baseline too."""
     server = ServerConfig(latency_limit_ms=1e-4, rounds=3, steps=1)
     config = replace(CONFIG, server=server)
-    bench.plan = Plan(16, config, config)
+    bench.plan = Plan(16, config, config, config)
     rows = (*ROWS[:2], row("tool", "broken", fails))
-    timed = bench.measure(rows, "server")
+    timed = bench.measure(rows, "server", first_two)
     for each in timed[:2]:
         assert each.run is not None, each.reason
         assert (each.run.has_rate, each.run.has_speedup, each.run.met) == (False, False, False)
@@ -133,7 +144,7 @@ def test_logits_that_are_no_numbers_are_not_the_model(bench: Bench) -> None:
     def opened(source, setting):
         return FunctionSession("some", "int8", lambda x: np.full((len(x), 5), np.nan, np.float32))
 
-    found = bench.measure((ROWS[0], row("tool", "nan", opened)), "offline")[1]
+    found = bench.measure((ROWS[0], row("tool", "nan", opened)), "offline", first_two)[1]
     assert found.run is None
     assert "not the model's: nan dB" in found.reason
 
@@ -147,13 +158,15 @@ def test_a_row_that_breaks_on_the_judged_images_stops_no_other(bench: Bench) -> 
 
         return FunctionSession("some", "int8", call)
 
-    timed = bench.measure((*ROWS[:2], row("tool", "single", opened)), "single-stream")
+    timed = bench.measure((*ROWS[:2], row("tool", "single", opened)), "single-stream", first_two)
     assert timed[1].run is not None
     assert (timed[2].run, timed[2].reason) == (None, "RuntimeError: one image only")
 
 
 def test_a_setting_that_fails_is_not_chosen(bench: Bench) -> None:
-    picky = next(each for each in bench.measure(ROWS, "offline") if each.row.way == "picky")
+    picky = next(
+        each for each in bench.measure(ROWS, "offline", first_two) if each.row.way == "picky"
+    )
     assert picky.search.best.streams == 1
     assert {s.streams for s, rate in picky.search.tried.items() if rate == 0} == {2}
 
@@ -170,9 +183,8 @@ def test_the_fastest_setting_is_chosen(bench: Bench, monkeypatch) -> None:
 
     monkeypatch.setattr(bench, "_rates", rates)
     space = Space(streams=False, divisors=(8, 4, 1))
-    found = bench.measure((ROWS[0], row("slow", "fast at 4", remembered, space=space)), "offline")[
-        1
-    ]
+    rows = (ROWS[0], row("slow", "fast at 4", remembered, space=space))
+    found = bench.measure(rows, "offline", first_two)[1]
     assert found.search.best.chunk == 4
     assert {setting.chunk for setting in found.search.tried} == {2, 4, 16}
     assert opened == [4]
@@ -187,10 +199,10 @@ def test_sessions_are_closed_whatever_happens(bench: Bench, monkeypatch) -> None
         return sessions[-1]
 
     rows = (Row("onnxruntime", "FP32", "fp32", "fp32", opened), row("tool", "way", opened))
-    bench.measure(rows, "single-stream")
+    bench.measure(rows, "single-stream", first_two)
     monkeypatch.setattr(bench, "_compare", lambda *rest: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        bench.measure(rows, "offline")
+        bench.measure(rows, "offline", first_two)
     assert len(sessions) > 6
     for session in sessions:
         with pytest.raises(RuntimeError, match="closed"):
@@ -200,16 +212,16 @@ def test_sessions_are_closed_whatever_happens(bench: Bench, monkeypatch) -> None
 def test_without_the_baseline_nothing_is_measured(bench: Bench) -> None:
     broken = (Row("onnxruntime", "FP32", "fp32", "fp32", fails), ROWS[1])
     with pytest.raises(UserError, match="baseline does not run: RuntimeError"):
-        bench.measure(broken, "offline")
+        bench.measure(broken, "offline", first_two)
     with pytest.raises(UserError, match="it is no row"):
-        bench.measure(ROWS[1:2], "offline")
+        bench.measure(ROWS[1:2], "offline", first_two)
 
 
 def test_images_are_decoded_once(bench: Bench, monkeypatch) -> None:
     loads = []
     load = bench.images.load
     monkeypatch.setattr(bench.images, "load", lambda index: loads.append(index) or load(index))
-    bench.measure(ROWS[:3], "offline")
+    bench.measure(ROWS[:3], "offline", first_two)
     # 16 images of 6, as floats and as pixels.
     assert len(loads) == 32
     assert loads[:8] == [0, 1, 2, 3, 4, 5, 0, 1]
