@@ -151,12 +151,18 @@ def _ours() -> Iterator[Row]:
 
 
 def product(runtime: str, precision: str = "") -> Open:
-    """Open a file through this package's runtimes, with the streams of those."""
+    """Open a file through this package's runtimes, for the chunk's size and with its streams.
+
+    Streams cut a query into chunks themselves.
+    """
 
     def opened(source: Source, setting: Setting) -> Session:
         threads, streams = setting.threads * setting.streams, setting.streams
-        config = RuntimeConfig(runtime, threads, precision, streams=streams)
-        return Streams([open_session(source.path, config)], setting.chunk)
+        config = RuntimeConfig(
+            runtime, threads, precision, streams=streams, fixed_batch=setting.chunk
+        )
+        session = open_session(source.path, config)
+        return session if streams > 1 else Streams([session], setting.chunk)
 
     return opened
 

@@ -36,9 +36,12 @@ def open_session(model: Path | bytes, config: RuntimeConfig | None = None) -> Se
         raise UserError(f"threads must be 0 (every core) or more, got {config.threads}.")
     if config.streams < 1:
         raise UserError(f"streams must be 1 or more, got {config.streams}.")
+    if config.fixed_batch < 0:
+        raise UserError(f"fixed_batch must be 0 (any) or more, got {config.fixed_batch}.")
     if config.runtime in ENGINE_RUNTIMES and _is_shaped(config):
         raise UserError(
-            f"{config.runtime} runs on a GPU: it has no streams, pinning or spinning to choose."
+            f"{config.runtime} runs on a GPU: it has no streams, pinning, spinning or fixed batch "
+            "to choose."
         )
     if config.runtime not in ENGINE_RUNTIMES and (config.memory or config.cuda_graph):
         raise UserError(
@@ -51,4 +54,5 @@ def open_session(model: Path | bytes, config: RuntimeConfig | None = None) -> Se
 
 def _is_shaped(config: RuntimeConfig) -> bool:
     """Whether options are set that are for CPU runtimes only."""
-    return config.streams != 1 or config.pinned is not None or not config.spinning
+    shape = (config.streams, config.pinned, config.spinning, config.fixed_batch)
+    return shape != (1, None, True, 0)

@@ -28,6 +28,9 @@ class RuntimeConfig:
         threads; a batch is split among them.
     pinned: whether the threads of each stream keep to cores of their own. None leaves it to the
         runtime: onnxruntime does not pin them, OpenVINO does on Linux.
+    fixed_batch: of a CPU runtime, how many images a call has; the session is made for that many,
+        and a call of another number opens a second one. With streams a batch is cut into parts of
+        that size. 0: any number.
     spinning: whether onnxruntime's idle threads wait awake for the next operator; a stream of one
         thread has none.
     """
@@ -41,6 +44,7 @@ class RuntimeConfig:
     streams: int = 1
     pinned: bool | None = None
     spinning: bool = True
+    fixed_batch: int = 0
 
 
 class Session(Protocol):

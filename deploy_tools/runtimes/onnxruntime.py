@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from deploy_tools.errors import UserError, require
 from deploy_tools.runtimes.base import RuntimeConfig, Session, threads_of
+from deploy_tools.runtimes.fixed_batch import fix_batch, open_fixed
 from deploy_tools.runtimes.streams import core_groups, open_streams
 
 PRECISION_KEY = "deploy_tools.precision"
@@ -64,15 +65,20 @@ def open_session(model: Path | bytes, config: RuntimeConfig) -> Session:
         return _opened(ort, model, threads, config)
     cores = core_groups(config.streams, each) if config.pinned else ()
     return open_streams(
-        lambda: _opened(ort, model, each, config), config.streams, threads, cores, each == 1
-    )
+        lambda: _opened(ort, model, each, config), config.streams, threads, cores, each == 1,
+        config.fixed_batch,
+    )  # fmt: skip
 
 
 def _opened(ort: Any, model: Path | bytes, threads: int, config: RuntimeConfig) -> Session:
-    options = session_options(ort, threads, config.fusions, config.spinning)
-    session = load(ort, model, options, ["CPUExecutionProvider"])
-    precision = "fp32" if stored_precision(session, model) == "fp32" else "int8+fp32"
-    return OnnxRuntimeSession(session, "CPUExecutionProvider", threads, precision)
+    def open_for(batch: int) -> Session:
+        options = session_options(ort, threads, config.fusions, config.spinning)
+        fix_batch(options, model, batch)
+        session = load(ort, model, options, ["CPUExecutionProvider"])
+        precision = "fp32" if stored_precision(session, model) == "fp32" else "int8+fp32"
+        return OnnxRuntimeSession(session, "CPUExecutionProvider", threads, precision)
+
+    return open_fixed(open_for, config.fixed_batch)
 
 
 def session_options(ort: Any, threads: int, fusions: bool, spinning: bool = True) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 from deploy_tools.errors import MissingDependencyError, UserError, require
 from deploy_tools.runtimes import onnxruntime as ort_runtime
 from deploy_tools.runtimes.base import RuntimeConfig, Session, threads_of
+from deploy_tools.runtimes.fixed_batch import fix_batch, open_fixed
 from deploy_tools.runtimes.streams import share_session
 
 _LIBRARY_NAME = "deploy_tools_openvino"
@@ -40,15 +41,22 @@ def open_session(model: Path | bytes, config: RuntimeConfig) -> Session:
     has_bf16 = "BF16" in device.ep_metadata.get("OPTIMIZATION_CAPABILITIES", "")
     precision = _precision(config.precision, has_bf16)
     threads, _ = threads_of(config)
-    options = ort_runtime.session_options(ort, threads, config.fusions)
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    properties = _properties(precision, threads, config)
-    options.add_provider_for_devices([device], {"load_config": json.dumps({"CPU": properties})})
-    session = ort_runtime.load(ort, model, options, None)
-    stored = ort_runtime.stored_precision(session, model)
-    shown = precision if stored == "fp32" else f"int8+{precision}"
-    opened = OpenVinoSession(session, "OpenVINOExecutionProvider", threads, shown)
-    return opened if config.streams == 1 else share_session(opened, config.streams)
+    properties = json.dumps({"CPU": _properties(precision, threads, config)})
+
+    def open_for(batch: int) -> Session:
+        options = ort_runtime.session_options(ort, threads, config.fusions)
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        fix_batch(options, model, batch)
+        options.add_provider_for_devices([device], {"load_config": properties})
+        session = ort_runtime.load(ort, model, options, None)
+        stored = ort_runtime.stored_precision(session, model)
+        shown = precision if stored == "fp32" else f"int8+{precision}"
+        return OpenVinoSession(session, "OpenVINOExecutionProvider", threads, shown)
+
+    opened = open_fixed(open_for, config.fixed_batch)
+    if config.streams == 1:
+        return opened
+    return share_session(opened, config.streams, config.fixed_batch)
 
 
 def _properties(precision: str, threads: int, config: RuntimeConfig) -> dict[str, str]:

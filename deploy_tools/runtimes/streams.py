@@ -30,16 +30,22 @@ class StreamSession:
     A call with one image goes to a stream that is free; a batch is cut into as many parts as there
     are streams, and the parts' outputs are put together in their order. Calls may come from several
     threads. sessions: one for each worker; the same one more than once where its calls may overlap.
+    part: how many images the sessions are made for: a batch is cut into parts of that size, and a
+    stream takes the next one when it is free; 0 for any number.
     """
 
     def __init__(
-        self, sessions: Sequence[Session], workers: Sequence[ThreadPoolExecutor], threads: int
+        self,
+        sessions: Sequence[Session],
+        workers: Sequence[ThreadPoolExecutor],
+        threads: int,
+        part: int = 0,
     ) -> None:
         first = sessions[0]
         self.runtime, self.provider = first.runtime, first.provider
         self.precision, self.threads = first.precision, threads
         self.input_name, self.output_names = first.input_name, first.output_names
-        self.streams = len(workers)
+        self.streams, self.part = len(workers), part
         self._sessions, self._workers = tuple(sessions), tuple(workers)
         self._free: SimpleQueue[int] = SimpleQueue()
         for place in range(self.streams):
@@ -49,7 +55,10 @@ class StreamSession:
     def run(self, inputs: NDArray[Any]) -> Outputs:
         if self._closed:
             raise RuntimeError("the session is closed")
-        parts = np.array_split(inputs, min(self.streams, max(len(inputs), 1)))
+        if 0 < self.part <= len(inputs):
+            parts = [inputs[at : at + self.part] for at in range(0, len(inputs), self.part)]
+        else:
+            parts = np.array_split(inputs, min(self.streams, max(len(inputs), 1)))
         waiting = [self._submit(part) for part in parts]
         done = [future.result() for future in waiting]
         if len(done) == 1:
@@ -89,12 +98,13 @@ def open_streams(
     threads: int,
     cores: Sequence[Sequence[int]] = (),
     shared: bool = False,
+    part: int = 0,
 ) -> StreamSession:
     """Return a StreamSession of what `open_one` opens, one session a stream.
 
     threads: over all streams. cores: those that each stream keeps to; a session is opened on its
     stream's thread, and the threads it makes are born with that thread's cores. shared: one session
-    for all streams, which must be able to run calls at the same time.
+    for all streams, which must be able to run calls at the same time. part: as in StreamSession.
     """
     workers = [
         ThreadPoolExecutor(1, "stream", _keep_to, (cores[place] if cores else (),))
@@ -110,13 +120,13 @@ def open_streams(
         for session in sessions:
             session.close()
         raise
-    return StreamSession(sessions * (streams if shared else 1), workers, threads)
+    return StreamSession(sessions * (streams if shared else 1), workers, threads, part)
 
 
-def share_session(session: Session, streams: int) -> StreamSession:
+def share_session(session: Session, streams: int, part: int = 0) -> StreamSession:
     """Return `streams` streams of one session, which has as many of its own."""
     workers = [ThreadPoolExecutor(1, "stream") for _ in range(streams)]
-    return StreamSession([session] * streams, workers, session.threads)
+    return StreamSession([session] * streams, workers, session.threads, part)
 
 
 def core_groups(streams: int, threads: int) -> tuple[tuple[int, ...], ...]:

@@ -56,6 +56,16 @@ def test_a_batch_is_split_among_the_streams_and_keeps_its_order(count: int) -> N
     session.close()
 
 
+@pytest.mark.parametrize(("count", "sizes"), [(8, [3, 3, 2]), (6, [3, 3]), (3, [3]), (2, [1, 1])])
+def test_a_batch_is_cut_into_parts_of_a_given_size(count: int, sizes: list[int]) -> None:
+    made = [Doubling(), Doubling()]
+    left = list(made)
+    session = open_streams(lambda: left.pop(0), 2, 2, part=3)
+    np.testing.assert_array_equal(session.run(rows(count))[0], 2 * rows(count))
+    assert sorted((size for one in made for size in one.seen), reverse=True) == sizes
+    session.close()
+
+
 def test_calls_of_several_threads_run_at_the_same_time() -> None:
     one = Doubling(threading.Barrier(2))
     session = share_session(one, 2)
@@ -200,8 +210,11 @@ def test_openvino_properties() -> None:
         (RuntimeConfig(threads=1, streams=2), "cannot be shared"),
         (RuntimeConfig(streams=0), "streams must be 1 or more"),
         (RuntimeConfig("openvino", 1, spinning=False), "no option against spinning"),
-        (RuntimeConfig("tensorrt", streams=2), "no streams, pinning or spinning"),
-        (RuntimeConfig("tensorrt-rtx", pinned=True), "no streams, pinning or spinning"),
+        (RuntimeConfig("tensorrt", streams=2), "no streams, pinning, spinning or fixed batch"),
+        (
+            RuntimeConfig("tensorrt-rtx", pinned=True),
+            "no streams, pinning, spinning or fixed batch",
+        ),
     ],
 )
 def test_what_a_runtime_does_not_have_is_refused(
