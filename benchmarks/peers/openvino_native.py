@@ -1,5 +1,5 @@
-"""A model in OpenVINO's own API, as its documentation has it: a performance hint, static shapes,
-and an AsyncInferQueue where several requests run at a time.
+"""A model in OpenVINO's own API, as its documentation has it: a performance hint, static shapes
+where they are asked for, and an AsyncInferQueue where several requests run at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WHAT = "OpenVINO's own API"
 
 
 class NativeOpenVino:
-    """A compiled model that takes `setting.chunk` images a request; a `Session`.
+    """A compiled model that gets `setting.chunk` images a request; a `Session`.
 
     path: .xml or .onnx with one input (N, C, H, W). hint: one of HINTS; LATENCY has one stream.
     quantized: whether the file is INT8; the rest runs in bf16 where the CPU has it, which is
@@ -38,8 +38,9 @@ class NativeOpenVino:
         openvino = require("openvino", EXTRA, _WHAT)
         core = openvino.Core()
         model = core.read_model(str(path))
-        rest = list(model.input(0).get_partial_shape())[1:]
-        model.reshape([setting.chunk, *(size.get_length() for size in rest)])
+        if setting.fixed:
+            rest = list(model.input(0).get_partial_shape())[1:]
+            model.reshape([setting.chunk, *(size.get_length() for size in rest)])
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": hint,
             "INFERENCE_NUM_THREADS": setting.threads * setting.streams,
@@ -84,7 +85,7 @@ class NativeOpenVino:
             self._free.put(request)
 
     def _many(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        classes = int(self._compiled.output(0).shape[1])
+        classes = int(self._compiled.output(0).get_partial_shape()[1].get_length())
         with self._lock:  # the queue is one for all who call
             self._logits = np.empty((len(inputs), classes), np.float32)
             for start in range(0, len(inputs), self.chunk):

@@ -13,18 +13,21 @@ DIVISORS = (8, 1, 2, 4, 16, 32)
 
 @dataclass(frozen=True)
 class Setting:
-    """threads: of each stream. streams: calls at a time. chunk: images a call."""
+    """threads: of each stream. streams: calls at a time. chunk: images a call. fixed: whether the
+    runtime is told that every call has so many."""
 
     threads: int = 1
     streams: int = 1
     chunk: int = 1
+    fixed: bool = False
 
     def __post_init__(self) -> None:
         if min(self.threads, self.streams, self.chunk) < 1:
             raise UserError(f"threads, streams and chunk must be at least 1, got {self}.")
 
     def __str__(self) -> str:
-        return f"{self.streams} x {self.threads} threads, chunks of {self.chunk}"
+        fixed = ", fixed" if self.fixed else ""
+        return f"{self.streams} x {self.threads} threads, chunks of {self.chunk}{fixed}"
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,12 @@ class Space:
     """What a tool lets its user choose.
 
     streams: whether it runs several calls at a time. divisors: a query's possible numbers of
-    chunks; fewer where each size costs a compilation.
+    chunks; fewer where each size costs a compilation. fixed: whether the batch can be fixed.
     """
 
     streams: bool = True
     divisors: tuple[int, ...] = DIVISORS
+    fixed: bool = False
 
     def layouts(self, cores: int, scenario: str) -> list[Setting]:
         """Return threads and streams to compare: powers of two, of one image a call.
@@ -69,7 +73,8 @@ class Search:
 
 
 def find_setting(space: Space, cores: int, scenario: str, query: int, rates: Rates) -> Search:
-    """Find a tool's setting for queries of `query` images: first the layout, then the chunk.
+    """Find a tool's setting for queries of `query` images: first the layout, then the chunk, then
+    whether that is fixed.
 
     Every tool has the same search. A chunk is skipped where it leaves a stream without work.
     """
@@ -84,4 +89,8 @@ def find_setting(space: Space, cores: int, scenario: str, query: int, rates: Rat
     sizes = [s for s in sizes if s not in tried and s.chunk * s.streams <= query]
     if sizes:
         tried |= rates(sizes)
-    return Search(max(tried, key=lambda setting: tried[setting]), tried)
+    best = max(tried, key=lambda setting: tried[setting])
+    if space.fixed and tried[best] > 0:
+        tried |= rates([best, replace(best, fixed=True)])
+        best = max(best, replace(best, fixed=True), key=lambda setting: tried[setting])
+    return Search(best, tried)

@@ -94,7 +94,7 @@ def _speed(title: str, rows: Sequence[_Row]) -> Iterator[str]:
 
 def _settings(row: _Row) -> list[str]:
     sqnr = "" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
-    shown = f"{row['streams']} x {row['threads']}, {row['chunk']}"
+    shown = f"{row['streams']} x {row['threads']}, {row['chunk']}{' fixed' * row['fixed_batch']}"
     return [str(row["runs_in"]), shown, *_times(row), sqnr]
 
 

@@ -124,7 +124,12 @@ def values_of(each: Timed) -> dict[str, Any]:
         return values | {"status": "did not run", "reason": each.reason}
     if each.search is not None:
         best = each.search.best
-        values |= {"threads": best.threads, "streams": best.streams, "chunk": best.chunk}
+        values |= {
+            "threads": best.threads,
+            "streams": best.streams,
+            "chunk": best.chunk,
+            "fixed_batch": best.fixed,
+        }
     return values | {"runs_in": each.runs_in, "sqnr_db": each.sqnr_db} | run_values(each.run)
 
 

@@ -24,7 +24,8 @@ FP32, MODULE = "fp32", "module"
 # Inductor compiles each batch size anew, and its compiled calls share one thread pool: no streams,
 # and fewer sizes than the other tools are tried with.
 _COMPILED = Space(streams=False, divisors=(8, 1, 4, 16))
-_ONE_STREAM = Space(streams=False)
+_FIXED = Space(fixed=True)
+_ONE_STREAM = Space(streams=False, fixed=True)
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _onnxruntime() -> Iterator[Row]:
 
 
 def _openvino() -> Iterator[Row]:
-    for hint, space in (("LATENCY", _ONE_STREAM), ("THROUGHPUT", Space())):
+    for hint, space in (("LATENCY", _ONE_STREAM), ("THROUGHPUT", _FIXED)):
         yield Row(
             "OpenVINO", f"INT8 by NNCF, {hint}", "int8", "nncf", native(hint, True), space,
             quick=True,
@@ -140,27 +141,25 @@ def _torch() -> Iterator[Row]:
 def _ours() -> Iterator[Row]:
     for target, runtime in (("ort-cpu", "onnxruntime"), ("openvino", "openvino")):
         name, file = f"int8-static-{target.removesuffix('-cpu')}", f"ours-{target}"
-        yield Row(US, name, "int8", file, product(runtime), quick=True)
+        yield Row(US, name, "int8", file, product(runtime), _FIXED, quick=True)
         yield Row(
-            US, f"{name}, uint8 input", "int8", f"{file}-uint8", product(runtime), pixels=True,
-            quick=True,
+            US, f"{name}, uint8 input", "int8", f"{file}-uint8", product(runtime), _FIXED,
+            pixels=True, quick=True,
         )  # fmt: skip
     bf16 = product("openvino", "bf16")
-    yield Row(US, "bf16-openvino", "bf16", FP32, bf16, quick=True)
-    yield Row(US, "bf16-openvino, uint8 input", "bf16", "fp32-uint8", bf16, pixels=True)
+    yield Row(US, "bf16-openvino", "bf16", FP32, bf16, _FIXED, quick=True)
+    yield Row(US, "bf16-openvino, uint8 input", "bf16", "fp32-uint8", bf16, _FIXED, pixels=True)
 
 
 def product(runtime: str, precision: str = "") -> Open:
-    """Open a file through this package's runtimes, for the chunk's size and with its streams.
-
-    Streams cut a query into chunks themselves.
-    """
+    """Open a file through this package's runtimes; their streams cut a query into chunks."""
 
     def opened(source: Source, setting: Setting) -> Session:
         threads, streams = setting.threads * setting.streams, setting.streams
         config = RuntimeConfig(
-            runtime, threads, precision, streams=streams, fixed_batch=setting.chunk
-        )
+            runtime, threads, precision, streams=streams, part=setting.chunk if streams > 1 else 0,
+            fixed_batch=setting.chunk if setting.fixed else 0,
+        )  # fmt: skip
         session = open_session(source.path, config)
         return session if streams > 1 else Streams([session], setting.chunk)
 

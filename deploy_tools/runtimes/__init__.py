@@ -36,8 +36,11 @@ def open_session(model: Path | bytes, config: RuntimeConfig | None = None) -> Se
         raise UserError(f"threads must be 0 (every core) or more, got {config.threads}.")
     if config.streams < 1:
         raise UserError(f"streams must be 1 or more, got {config.streams}.")
-    if config.fixed_batch < 0:
-        raise UserError(f"fixed_batch must be 0 (any) or more, got {config.fixed_batch}.")
+    for key, number in (("part", config.part), ("fixed_batch", config.fixed_batch)):
+        if number < 0:
+            raise UserError(f"{key} must be 0 or more, got {number}.")
+    if config.part and config.streams == 1:
+        raise UserError("part says how streams share a batch, and there is one stream.")
     if config.runtime in ENGINE_RUNTIMES and _is_shaped(config):
         raise UserError(
             f"{config.runtime} runs on a GPU: it has no streams, pinning, spinning or fixed batch "

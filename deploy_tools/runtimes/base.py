@@ -28,9 +28,10 @@ class RuntimeConfig:
         threads; a batch is split among them.
     pinned: whether the threads of each stream keep to cores of their own. None leaves it to the
         runtime: onnxruntime does not pin them, OpenVINO does on Linux.
-    fixed_batch: of a CPU runtime, how many images a call has; the session is made for that many,
-        and a call of another number opens a second one. With streams a batch is cut into parts of
-        that size. 0: any number.
+    part: with streams, into parts of how many images a batch is cut; a stream takes the next one
+        when it is free. 0: one part for each stream.
+    fixed_batch: of a CPU runtime, how many images a call has, with streams a part of it; sessions
+        are made for that many, and a call of another number opens a second one. 0: any number.
     spinning: whether onnxruntime's idle threads wait awake for the next operator; a stream of one
         thread has none.
     """
@@ -44,6 +45,7 @@ class RuntimeConfig:
     streams: int = 1
     pinned: bool | None = None
     spinning: bool = True
+    part: int = 0
     fixed_batch: int = 0
 
 
@@ -87,3 +89,15 @@ def threads_of(config: RuntimeConfig) -> tuple[int, int]:
             "Give a number of threads that is a multiple of the streams.",
         )
     return threads, threads // config.streams
+
+
+def part_of(config: RuntimeConfig) -> int:
+    """Return how many images a stream takes at a time, 0 for an equal share of each batch.
+
+    Raises UserError where that is not what its session is made for.
+    """
+    if config.part and config.fixed_batch not in (0, config.part):
+        raise UserError(
+            f"parts of {config.part} images do not fit sessions for {config.fixed_batch}."
+        )
+    return config.part or config.fixed_batch

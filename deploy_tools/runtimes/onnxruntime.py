@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy_tools.errors import UserError, require
-from deploy_tools.runtimes.base import RuntimeConfig, Session, threads_of
+from deploy_tools.runtimes.base import RuntimeConfig, Session, part_of, threads_of
 from deploy_tools.runtimes.fixed_batch import fix_batch, open_fixed
 from deploy_tools.runtimes.streams import core_groups, open_streams
 
@@ -66,7 +66,7 @@ def open_session(model: Path | bytes, config: RuntimeConfig) -> Session:
     cores = core_groups(config.streams, each) if config.pinned else ()
     return open_streams(
         lambda: _opened(ort, model, each, config), config.streams, threads, cores, each == 1,
-        config.fixed_batch,
+        part_of(config),
     )  # fmt: skip
 
 

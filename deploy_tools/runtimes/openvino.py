@@ -13,7 +13,7 @@ from typing import Any
 
 from deploy_tools.errors import MissingDependencyError, UserError, require
 from deploy_tools.runtimes import onnxruntime as ort_runtime
-from deploy_tools.runtimes.base import RuntimeConfig, Session, threads_of
+from deploy_tools.runtimes.base import RuntimeConfig, Session, part_of, threads_of
 from deploy_tools.runtimes.fixed_batch import fix_batch, open_fixed
 from deploy_tools.runtimes.streams import share_session
 
@@ -56,7 +56,7 @@ def open_session(model: Path | bytes, config: RuntimeConfig) -> Session:
     opened = open_fixed(open_for, config.fixed_batch)
     if config.streams == 1:
         return opened
-    return share_session(opened, config.streams, config.fixed_batch)
+    return share_session(opened, config.streams, part_of(config))
 
 
 def _properties(precision: str, threads: int, config: RuntimeConfig) -> dict[str, str]:

@@ -27,7 +27,9 @@ def images() -> np.ndarray:
     [
         ("LATENCY", Setting(1, 1, 1)),
         ("LATENCY", Setting(2, 1, 4)),
+        ("LATENCY", Setting(2, 1, 4, fixed=True)),
         ("THROUGHPUT", Setting(1, 2, 3)),
+        ("THROUGHPUT", Setting(1, 2, 3, fixed=True)),
         ("THROUGHPUT", Setting(1, 2, 12)),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.peers.setting import Setting, Space, find_setting
@@ -69,3 +71,17 @@ def test_settings_are_positive() -> None:
     with pytest.raises(UserError, match="at least 1"):
         Setting(0)
     assert str(Setting(2, 3, 4)) == "3 x 2 threads, chunks of 4"
+
+
+@pytest.mark.parametrize("gain", [1.2, 0.9])
+def test_whether_the_batch_is_fixed_comes_last(gain: float) -> None:
+    machine = Machine(lambda s: s.threads / s.chunk * (gain if s.fixed else 1.0))
+    found = find_setting(Space(fixed=True), 2, "offline", 64, machine)
+    chosen = Setting(2, 1, 2)
+    assert machine.asked[-1] == [chosen, replace(chosen, fixed=True)]
+    assert found.best == replace(chosen, fixed=gain > 1)
+    assert not any(s.fixed for asked in machine.asked[:-1] for s in asked)
+    nothing = Machine(lambda s: 0.0)
+    assert not any(
+        s.fixed for s in find_setting(Space(fixed=True), 2, "offline", 64, nothing).tried
+    )

@@ -13,7 +13,7 @@ LOAD = {"load": "3x3, OpenVINO", "unit": "things a second", "value": 4.2e12, "va
 NO_LOAD = {"load": "1x1", "status": "did not run", "reason": "no torch"}
 ROW = {
     "model": "resnet20", "scenario": "offline", "tool": "OpenVINO", "way": "INT8", "kind": "int8",
-    "input": "float", "runs_in": "int8+bf16", "threads": 1, "streams": 2, "chunk": 32,
+    "input": "float", "runs_in": "int8+bf16", "threads": 1, "streams": 2, "chunk": 32, "fixed_batch": True,
     "sqnr_db": 31.25, "p50_ms": 12.345, "p90_ms": 23.456, "images_per_s": 1234.5, "speedup": 9.876,
     "speedup_ci95": [9.5, 10.1], "query": 256,
 }  # fmt: skip
@@ -63,11 +63,12 @@ def test_tables_of_models_and_photos(tmp_path: Path) -> None:
     ) == 1  # fmt: skip
     assert "- 1x1: did not run: no torch" in lines
     assert (
-        "| OpenVINO | INT8 | float | int8+bf16 | 2 x 1, 32 | 12.3 | 23.5 | 1,234 "
+        "| OpenVINO | INT8 | float | int8+bf16 | 2 x 1, 32 fixed | 12.3 | 23.5 | 1,234 "
         "| 9.88x [9.50, 10.10] | 31.2 |"
     ) in lines
     assert (
-        "| onnxruntime | FP32 | float | fp32 | 2 x 1, 32 | 12.3 | 23.5 | 1,234 | 1x |  |" in lines
+        "| onnxruntime | FP32 | float | fp32 | 2 x 1, 32 fixed | 12.3 | 23.5 | 1,234 | 1x |  |"
+        in lines
     )
     (failed,) = (line for line in lines if "torch.compile" in line)
     assert "did not run: no / compiler" in failed

@@ -69,8 +69,9 @@ def test_what_runs_at_a_time_is_what_the_setting_says(tiny: Path) -> None:
     assert (session.threads, session.streams, session.chunk) == (1, 2, 3)  # type: ignore[attr-defined]
     ours = by_name[f"{US} int8-static-ort"].open(source, Setting(1, 2, 3))
     assert (ours.threads, ours.streams, ours.part) == (2, 2, 3)  # type: ignore[attr-defined]
-    one = by_name[f"{US} int8-static-ort"].open(source, Setting(2, 1, 3))
+    one = by_name[f"{US} int8-static-ort"].open(source, Setting(2, 1, 3, fixed=True))
     assert (one.threads, one.streams, one.chunk) == (2, 1, 3)  # type: ignore[attr-defined]
+    assert one._sessions[0].batch == 3  # type: ignore[attr-defined]
     for each in (session, ours, one):
         assert each.runtime == "onnxruntime"
         each.close()
@@ -90,7 +91,7 @@ def test_ours_runs_in_the_product_s_own_streams(tiny: Path, runtime: str, monkey
     source = Source(tiny, lambda: None)  # type: ignore[arg-type, return-value]
     inputs = np.random.default_rng(0).normal(size=(9, 1, 8, 8)).astype(np.float32)
     session = product(runtime, "fp32")(source, Setting(1, 2, 3))
-    assert opened == [RuntimeConfig(runtime, 2, "fp32", streams=2, fixed_batch=3)]
+    assert opened == [RuntimeConfig(runtime, 2, "fp32", streams=2, part=3)]
     (found,) = session.run(inputs)
     session.close()
     whole = open_session(tiny)
