@@ -1,7 +1,8 @@
 """deploy-tools tune: how one file runs fastest on this machine, found by measuring.
 
 Candidates are thinned out by successive halving, first those without a batch of their own, then the
-best of them at several batches. The one that is left is measured once more beside the default, on
+best of them at several batches, then the best of those with sessions that are made for the size of
+their calls. The one that is left is measured once more beside the default, on
 fresh timings, since the best of many noisy ones looks better than it is. It is kept only where the
 interval of that ratio lies above 1; otherwise the default is.
 """
@@ -19,6 +20,8 @@ from deploy_tools.tuning.halving import successive_halving
 from deploy_tools.tuning.settings import DEFAULT_BATCH, Settings
 
 _FINALISTS = 3
+_TOLD = 2
+"""How many of the best are tried with sessions that know the size of a call."""
 _OPENING = 0.4
 _OPENING_WITHIN = 0.15
 """The share of the time in which candidates are opened; the latter with a latency limit."""
@@ -44,7 +47,7 @@ def choose(
     until = start + (_OPENING_WITHIN if within else _OPENING) * config.budget_s()
     usable, skipped = bench.open_all(plain, candidates, until)
     if within:
-        found = choose_within(bench, plain, usable, start, config)
+        found = choose_within(bench, plain, usable, candidates, start, config)
     else:
         sizes = BATCHES if can_split else ()
         found = _for_throughput(bench, plain, usable, start, config.budget_s(), sizes, candidates)
@@ -80,9 +83,12 @@ def _for_throughput(
     left = max(end - bench.now, 0.4 * budget)
     rivals = [s for s in best if replace(s, batch=None) in candidates]
     wanted, skipped = _affordable(bench, best, _sized(rivals, sizes), left / 6)
-    more = successive_halving(wanted, default, measure, 1, 0.5 * left)
-    tried = (*rungs, *more)
-    winner = (more or rungs)[-1].best(1)[0] if tried else default
+    more = successive_halving(wanted, default, measure, 1, 0.4 * left)
+    best = (more or rungs)[-1].best(_TOLD) if more or rungs else [default]
+    told, refused = bench.open_told(default, best, candidates, 0.15 * left)
+    last = successive_halving([*best, *told], default, measure, 1, 0.2 * left)
+    tried, skipped = (*rungs, *more, *last), (*skipped, *refused)
+    winner = tried[-1].best(1)[0] if tried else default
     if winner == default:
         return Choice(default, default, NOTHING, {}, tried, skipped)
     bench.keep((default, winner))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -15,7 +15,7 @@ from benchmarks.server import LIMITS_A_PROBE, ServerConfig, Tools
 from benchmarks.speed import SpeedConfig, SpeedRun, measure_speed
 from deploy_tools.errors import DeployToolsError, MissingDependencyError, UserError
 from deploy_tools.runtimes import RuntimeConfig, Session
-from deploy_tools.tuning.candidates import Skipped, copies_of
+from deploy_tools.tuning.candidates import Skipped, copies_of, with_parts
 from deploy_tools.tuning.settings import Settings
 
 Progress = Callable[[str, int, int], None]
@@ -101,6 +101,23 @@ class TuningBench:
             if self.progress is not None:
                 self.progress("tune, opening", place + 1, len(wanted))
         return usable, skipped
+
+    def open_told(
+        self,
+        default: Settings,
+        best: Sequence[Settings],
+        candidates: Sequence[Settings],
+        seconds: float,
+    ) -> tuple[list[Settings], tuple[Skipped, ...]]:
+        """Open, of the best, what knows the size of its calls, within about so many seconds.
+
+        candidates: without a batch; of what is none of them nothing is opened. All others but the
+        default and the best are closed. Returns what can be timed besides those, as `open_all` does.
+        """
+        self.keep((default, *best))
+        wanted = with_parts([s for s in best if replace(s, batch=None) in candidates])
+        usable, skipped = self.open_all(default, wanted, self.now + seconds)
+        return [settings for settings in usable if settings != default], tuple(skipped)
 
     def _why_full(self, wanted: Settings, until: float) -> str:
         """Return why this one may not be opened too, "" where it may."""

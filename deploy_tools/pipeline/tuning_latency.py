@@ -58,12 +58,13 @@ def choose_within(
     bench: TuningBench,
     default: Settings,
     usable: Sequence[Settings],
+    candidates: Sequence[Settings],
     start: float,
     config: TuneConfig,
 ) -> Choice:
     """Return the settings, without a batch, with the largest rate within the limit.
 
-    usable: candidates that are open. start: the bench's clock when the time began.
+    usable: candidates that are open, and the default. candidates: all of them. start: the bench's clock when the time began.
     Raises BudgetError where nothing keeps the limit, UserError where the time is too short.
     """
     limit_ms = config.latency_limit_ms or 0.0
@@ -76,7 +77,11 @@ def choose_within(
         scoring = min(scoring, DEFAULT_SECONDS)  # it is the searches that need so long
     paper = _Paper(bench, default, limit_ms, config.seed)
     left = max(start + scoring - bench.now, 0.5 * scoring)
-    tried = tuple(successive_halving(usable, default, paper.score, 2, left))
+    rungs = successive_halving(usable, default, paper.score, 2, 0.7 * left)
+    best = rungs[-1].best(2) if rungs else [default]
+    told, refused = bench.open_told(default, best, candidates, 0.3 * left)
+    last = successive_halving([*best, *told], default, paper.score, 2, 0.3 * left)
+    tried = (*rungs, *last)
     if not tried:
         paper.score((default,), 0.5 * left)
     # Its calls are the shortest of all: it may keep a limit that the one with most of them does not.
@@ -86,7 +91,8 @@ def choose_within(
         raise _missed(limit_ms, nearest, paper.p99_ms[nearest])
     best = tried[-1].best(1) if tried else []
     rivals = [s for s in dict.fromkeys((*best, quickest)) if s != default]
-    return replace(_searched(paper, rivals, end, REPLAY_SHARE * budget), tried=tried)
+    found = _searched(paper, rivals, end, REPLAY_SHARE * budget)
+    return replace(found, tried=tried, skipped=refused)
 
 
 def _searched(paper: _Paper, rivals: Sequence[Settings], end: float, replay: float) -> Choice:

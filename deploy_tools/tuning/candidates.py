@@ -17,6 +17,9 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _COPY = 3
 """A loaded model takes about so many times its file: weights, their packed form, activations."""
 
+_CUTS = (2, 4)
+"""Into how many parts a stream's share of a batch is cut."""
+
 _UNKNOWN = 64
 """Copies that may be in memory where nobody says how large it is."""
 
@@ -97,6 +100,22 @@ def with_batches(
     """
     sizes = batches if can_split else (DEFAULT_BATCH,)
     return [replace(s, batch=size) for s in found for size in sizes if size >= s.streams]
+
+
+def with_parts(found: Sequence[Settings]) -> list[Settings]:
+    """Return what a runtime may do with the batch of these settings: sessions for that size alone,
+    and streams that take smaller parts of it, one after the other.
+    """
+    wanted: list[Settings] = []
+    for plain in found:
+        parts = [0]
+        if plain.streams > 1 and plain.batch is not None:
+            shares = (plain.batch / (n * plain.streams) for n in _CUTS)
+            parts += [int(share) for share in shares if share >= 1 and share.is_integer()]
+        for part in parts:
+            own = replace(plain, part=part)
+            wanted += [own, replace(own, fixed=True)]
+    return [settings for settings in wanted if settings not in found]
 
 
 def _shapes(runtime: str, precision: str, machine: Machine) -> Iterator[Settings]:

@@ -53,11 +53,15 @@ class Bench:
         rates: Mapping[str, Mapping[Settings, Sequence[float]]],
     ) -> None:
         self.calls_ms, self.rates = calls_ms, rates
+        self.told: list[Settings] = []
         self.searched: list[tuple[str, set[Settings], int]] = []
         self.timed: list[set[Settings]] = []
 
     def keep(self, some: Any) -> None:
         pass
+
+    def open_told(self, default: Any, best: Any, candidates: Any, seconds: float) -> Any:
+        return [s for s in self.told if replace(s, fixed=False) in candidates], ()
 
     def image_s(self, settings: Settings) -> float:
         return float(np.median(self.calls_ms[settings])) / 1e3 / settings.streams
@@ -87,7 +91,8 @@ CALLS = {DEFAULT: [5.0] * 50, MANY: [9.0] * 50, QUICK: [2.0] * 50} | {s: [8.0] *
 
 def chosen(bench: Bench, *usable: Settings) -> Choice:
     made: Any = bench
-    return choose_within(made, DEFAULT, [DEFAULT, *usable], 0.0, TuneConfig(LIMIT))
+    opened = [DEFAULT, *usable]
+    return choose_within(made, DEFAULT, opened, opened, 0.0, TuneConfig(LIMIT))
 
 
 def more(rates: Sequence[float], factor: float) -> list[float]:
@@ -103,6 +108,17 @@ def test_the_two_are_told_apart_in_rounds_of_their_own() -> None:
     ]  # fmt: skip
     assert found.is_default  # however well it did in the rounds that chose it
     assert set(found.runs) == {DEFAULT, MANY}
+
+
+def test_sessions_for_single_images_alone_are_tried_with_the_best() -> None:
+    own = replace(QUICK, fixed=True)
+    rates = {TWO: {MANY: [300.0] * 3, own: [400.0] * 3}}
+    bench = Bench(CALLS | {own: [1.0] * 50}, rates | {BESIDE: {DEFAULT: SIX, own: more(SIX, 2)}})
+    bench.told = [own]
+    found = chosen(bench, MANY, QUICK)
+    assert found.settings == own
+    assert own in bench.timed[-1]
+    assert QUICK in bench.timed[-1]
 
 
 def test_of_two_the_one_that_keeps_the_limit_goes_on() -> None:

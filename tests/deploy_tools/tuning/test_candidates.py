@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from deploy_tools.errors import UserError
@@ -14,6 +16,7 @@ from deploy_tools.tuning.candidates import (
     default_settings,
     most_copies,
     with_batches,
+    with_parts,
 )
 from deploy_tools.tuning.settings import Settings
 
@@ -121,3 +124,24 @@ def test_settings_say_what_they_are() -> None:
     assert str(Settings(threads=1, pinned=True, spinning=False, batch=1)) == (
         "onnxruntime, 1 thread, pinned, not spinning, batch 1"
     )
+
+
+def test_what_a_runtime_may_know_of_its_calls() -> None:
+    one, two = Settings(batch=8), Settings(threads=2, streams=2, batch=8)
+    assert with_parts([one]) == [replace(one, fixed=True)]
+    found = [(s.part, s.fixed) for s in with_parts([two])]
+    assert found == [(0, True), (2, False), (2, True), (1, False), (1, True)]
+    assert [s.config().fixed_batch for s in with_parts([two])] == [4, 0, 2, 0, 1]
+    assert [s.config().part for s in with_parts([two])] == [0, 2, 2, 1, 1]
+    # Without a batch they are single images, and there is nothing to cut.
+    single = replace(two, batch=None)
+    assert with_parts([single]) == [replace(single, fixed=True)]
+    assert replace(single, fixed=True).config().fixed_batch == 1
+    uneven = replace(two, batch=6)
+    assert {s.part for s in with_parts([uneven])} == {0}
+    assert str(replace(two, part=2, fixed=True)).endswith(
+        "batch 8, parts of 2, for that size alone"
+    )
+    for wrong in ({"part": 2}, {"part": -1, "streams": 2}):
+        with pytest.raises(UserError):
+            Settings(**wrong)
