@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -97,16 +98,35 @@ def test_the_readmes_table_is_the_kept_result() -> None:
 def test_the_page_of_peers_is_what_the_kept_results_say() -> None:
     from benchmarks.studies.peers_table import table
 
-    files = sorted((ROOT / "benchmarks/results").glob("peers_accuracy-*.json"))
-    kept = [json.loads(file.read_text("utf-8")) for file in files]
-    page = (ROOT / "docs/peers.md").read_text("utf-8")
-    assert page.partition("\n### ")[2] == table(kept, best=True).removeprefix("### ")
+    made = table(_kept("peers_accuracy-*.json"), best=True)
+    assert _tables("docs/peers.md") == made.removeprefix("### ")
 
 
 def test_the_page_of_the_ablation_is_what_the_kept_results_say() -> None:
     from benchmarks.studies.ablation_table import table
 
-    files = sorted((ROOT / "benchmarks/results").glob("ablation_accuracy-*.json"))
-    kept = [json.loads(file.read_text("utf-8")) for file in files]
+    made = table(_kept("ablation_accuracy-*.json"))
     page = (ROOT / "docs/ablation.md").read_text("utf-8")
-    assert page.partition("\n| row |")[2] == table(kept).removeprefix("| row |")
+    assert page.partition("\n| row |")[2] == made.removeprefix("| row |")
+
+
+def test_the_page_of_speed_is_what_the_kept_results_say() -> None:
+    from benchmarks.studies.peers_speed_table import table
+
+    assert _tables("docs/speed.md") == table(_kept("peers_speed-*.json")).removeprefix("### ")
+
+
+def test_the_page_of_settings_is_what_the_kept_results_say() -> None:
+    from benchmarks.studies.ablation_speed_table import table
+
+    found = _tables("docs/speed-settings.md")
+    assert found == table(_kept("ablation_speed-*.json")).removeprefix("### ")
+
+
+def _tables(page: str) -> str:
+    return (ROOT / page).read_text("utf-8").partition("\n### ")[2]
+
+
+def _kept(names: str) -> list[dict[str, Any]]:
+    files = sorted((ROOT / "benchmarks/results").glob(names))
+    return [json.loads(file.read_text("utf-8")) for file in files]
