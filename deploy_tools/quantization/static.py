@@ -6,7 +6,7 @@ Only its writer is used. Its calibrators keep every activation of every image in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from deploy_tools.onnx_files import (
 )
 from deploy_tools.quantization.dead_channels import scale_dead_channels
 from deploy_tools.quantization.indexed_model import index_model
-from deploy_tools.quantization.layouts import LAYOUTS, bypass_pairs
+from deploy_tools.quantization.layouts import LAYOUTS, around_zero, bypass_pairs
 from deploy_tools.quantization.prepare import prepared
 from deploy_tools.quantization.residual import main_branches
 from deploy_tools.quantization.summary import QuantizationSummary, describe_quantization
@@ -191,12 +191,15 @@ def _write(
     floats: tuple[str, ...],
 ) -> onnx.ModelProto:
     inner = _inner_tensors(proto)
-    quantizer = _writer(proto, target, per_channel, floats)
+    found = _ranges(proto, inner, ranges, target)
+    signed = _signed(proto, found, target)
+    found |= {name: around_zero(*found[name]) for name in signed}
+    quantizer = _writer(proto, target, per_channel, floats, signed)
     index_model(quantizer)
     calibrate = require("onnxruntime.quantization.calibrate", "", "Quantizing")
     tensors = {
         name: calibrate.TensorData(lowest=np.float32(low), highest=np.float32(high))
-        for name, (low, high) in _ranges(proto, inner, ranges, target).items()
+        for name, (low, high) in found.items()
     }
     quantizer.tensors_range = calibrate.TensorsData(calibrate.CalibrationMethod.MinMax, tensors)
     quantizer.quantization_params = quantizer.calc_graph_quant_params()
@@ -215,13 +218,24 @@ def _write(
 
 
 def _writer(
-    proto: onnx.ModelProto, target: Target, per_channel: bool, floats: tuple[str, ...]
+    proto: onnx.ModelProto,
+    target: Target,
+    per_channel: bool,
+    floats: tuple[str, ...],
+    signed: Collection[str],
 ) -> Any:
-    """Return onnxruntime's QDQQuantizer for a target, without ranges."""
+    """Return onnxruntime's QDQQuantizer for a target, without ranges.
+
+    signed: tensors that are symmetric int8, whatever the others are.
+    """
     quantization = require("onnxruntime.quantization", "", "Quantizing")
     writer = require("onnxruntime.quantization.qdq_quantizer", "", "Quantizing")
     kinds = {"uint8": quantization.QuantType.QUInt8, "int8": quantization.QuantType.QInt8}
     layout = LAYOUTS[target.layout]
+    options = dict(layout.options)
+    if signed:
+        kind = {"quant_type": quantization.QuantType.QInt8, "symmetric": True}
+        options["TensorQuantOverrides"] = {name: [dict(kind)] for name in signed}
     return writer.QDQQuantizer(
         onnx.shape_inference.infer_shapes(proto),
         per_channel=per_channel,
@@ -232,7 +246,7 @@ def _writer(
         nodes_to_quantize=[],
         nodes_to_exclude=[*floats, *layout.skip(proto)],
         op_types_to_quantize=layout.known_op_types(),
-        extra_options=dict(layout.options),
+        extra_options=options,
     )
 
 
@@ -251,6 +265,16 @@ def _ranges(
             low, high = 0.0, high or _DEAD[target.grid]
         found[name] = (low, high)
     return LAYOUTS[target.layout].ranges(proto, found)
+
+
+def _signed(
+    proto: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]], target: Target
+) -> list[str]:
+    """Return the tensors that are symmetric int8 whatever the target's activations are."""
+    if not LAYOUTS[target.layout].signed_int8:
+        return []
+    given = {value.name for value in proto.graph.input}
+    return [name for name, (low, _) in ranges.items() if low < 0 and name not in given]
 
 
 def _without(method: Callable[..., None], outputs: set[str]) -> Callable[..., None]:

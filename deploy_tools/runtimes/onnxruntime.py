@@ -117,7 +117,7 @@ def stored_precision(session: Any, model: Path | bytes) -> str:
     """
     if session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY) == "int8":
         return "int8"
-    if not _names_quantized(model):
+    if not names_quantized(model):
         return "fp32"
     import onnx
 
@@ -125,7 +125,7 @@ def stored_precision(session: Any, model: Path | bytes) -> str:
     return "int8" if any(node.op_type in _QUANTIZED for node in proto.graph.node) else "fp32"
 
 
-def _names_quantized(model: Path | bytes) -> bool:
+def names_quantized(model: Path | bytes) -> bool:
     """Whether the name of an operator that quantizes is anywhere in the file, as it is stored."""
     names = [name.encode() for name in _QUANTIZED]
     if isinstance(model, bytes):

@@ -19,6 +19,9 @@ from deploy_tools.runtimes.streams import share_session
 
 _LIBRARY_NAME = "deploy_tools_openvino"
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
+_WHOLE_KERNELS = {"SNIPPETS_MODE": "DISABLE"}
+"""Of shapes that are known, the plugin makes subgraphs of element-wise operators ("snippets"), and
+takes residual Adds with a float branch out of the convolutions that add them for nothing."""
 
 
 class OpenVinoSession(ort_runtime.OnnxRuntimeSession):
@@ -41,14 +44,24 @@ def open_session(model: Path | bytes, config: RuntimeConfig) -> Session:
     has_bf16 = "BF16" in device.ep_metadata.get("OPTIMIZATION_CAPABILITIES", "")
     precision = _precision(config.precision, has_bf16)
     threads, _ = threads_of(config)
-    properties = json.dumps({"CPU": _properties(precision, threads, config)})
+    properties = _properties(precision, threads, config)
 
-    def open_for(batch: int) -> Session:
+    def load(batch: int, extra: dict[str, str]) -> Any:
         options = ort_runtime.session_options(ort, threads, config.fusions)
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         fix_batch(options, model, batch)
-        options.add_provider_for_devices([device], {"load_config": properties})
-        session = ort_runtime.load(ort, model, options, None)
+        settings = {"load_config": json.dumps({"CPU": properties | extra})}
+        options.add_provider_for_devices([device], settings)
+        return ort_runtime.load(ort, model, options, None)
+
+    def open_for(batch: int) -> Session:
+        if batch and _may_be_quantized(model):
+            try:
+                session = load(batch, _WHOLE_KERNELS)
+            except UserError:  # of a plugin that does not know the property, or of the file
+                session = load(batch, {})
+        else:
+            session = load(batch, {})
         stored = ort_runtime.stored_precision(session, model)
         shown = precision if stored == "fp32" else f"int8+{precision}"
         return OpenVinoSession(session, "OpenVINOExecutionProvider", threads, shown)
@@ -57,6 +70,14 @@ def open_session(model: Path | bytes, config: RuntimeConfig) -> Session:
     if config.streams == 1:
         return opened
     return share_session(opened, config.streams, part_of(config))
+
+
+def _may_be_quantized(model: Path | bytes) -> bool:
+    """Whether a file names operators that quantize; False where it cannot be read."""
+    try:
+        return ort_runtime.names_quantized(model)
+    except (OSError, ValueError):  # loading it says what is wrong
+        return False
 
 
 def _properties(precision: str, threads: int, config: RuntimeConfig) -> dict[str, str]:
