@@ -173,7 +173,7 @@ def _open_all(
             setting.make(base, path, batch)
             if setting.rewrites and load_onnx(path).graph == load_onnx(base.int8).graph:
                 raise UserError(NOTHING)
-            session = setting.open(path, config)
+            session = setting.open(path, replace(config, fixed_batch=batch * setting.fixed))
             stack.callback(session.close)
             found = _logits(session, own, batch)
         except Exception as error:  # onnx and the runtimes have their own classes

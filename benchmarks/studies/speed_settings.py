@@ -15,7 +15,6 @@ from deploy_tools.errors import require
 from deploy_tools.onnx_files import load_onnx
 from deploy_tools.quantization.prepare import prepared
 from deploy_tools.quantization.static import StaticConfig, qdq_from_onnx
-from deploy_tools.rewrite.fixed_batch import fixed_batch_from_onnx
 from deploy_tools.rewrite.head import (
     with_flatten,
     with_global_average_pool,
@@ -55,7 +54,7 @@ class Setting:
     runtimes: those that it is measured in. on: those of them where the commands do it.
     exact: whether the file means the same and no kernel has to round elsewhere.
     takes_pixels: whether the changed file takes uint8 pixels. rewrites: whether the file has to
-    differ from the plain one.
+    differ from the plain one. fixed: whether the session is told how many images a call has.
     """
 
     name: str
@@ -66,6 +65,7 @@ class Setting:
     exact: bool = True
     takes_pixels: bool = False
     rewrites: bool = True
+    fixed: bool = False
 
 
 def _rewritten(rewrite: Callable[[onnx.ModelProto], onnx.ModelProto]) -> Make:
@@ -138,9 +138,7 @@ SETTINGS = (
         "uint8 input, folded", _pixels("folded"), on=("onnxruntime",), exact=False,
         takes_pixels=True,
     ),
-    Setting(
-        "constant batch", lambda base, path, batch: fixed_batch_from_onnx(base.int8, path, batch)
-    ),
+    Setting("constant batch", _unchanged, rewrites=False, fixed=True),
     Setting("GlobalAveragePool", _rewritten(with_global_average_pool), exact=False),
     Setting("ReduceMean", _rewritten(with_reduce_mean), exact=False),
     Setting("Flatten", _rewritten(with_flatten)),
@@ -154,6 +152,10 @@ SETTINGS = (
     # Each is what the other runtime's plain file has already.
     Setting("branches in float", _branches(True), runtimes=("onnxruntime",), exact=False),
     Setting("branches quantized", _branches(False), runtimes=("openvino",), exact=False),
+    Setting(
+        "constant batch, branches quantized", _branches(False), runtimes=("openvino",),
+        exact=False, fixed=True,
+    ),
     Setting(
         "optimizations: extended", _unchanged, _level("ORT_ENABLE_EXTENDED"), ("onnxruntime",),
         exact=False, rewrites=False,

@@ -10,10 +10,12 @@ import onnx
 import pytest
 from correction_samples import SeenRanges, logits, normal_images, resnet18, sqnr_db, two_convs
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from onnx_samples import saved
 
 from deploy_tools.errors import UserError
 from deploy_tools.onnx_files import load_onnx
+from deploy_tools.quantization.layouts import around_zero
 from deploy_tools.quantization.prepare import prepared
 from deploy_tools.quantization.residual import main_branches
 from deploy_tools.quantization.static import StaticConfig, qdq_from_onnx, quantized_tensors
@@ -174,3 +176,39 @@ def test_they_come_in_graph_order_and_mistakes_are_named(demo_onnx: Path) -> Non
     assert list(found) == [tensor for tensor in order if tensor in set(found)]
     with pytest.raises(UserError, match=r"layer1\.0\.conv9"):
         quantized_tensors(proto, StaticConfig(exclude=("layer1.0.conv9",)))
+
+
+def pair_of(proto: onnx.ModelProto, tensor: str) -> tuple[float, NDArray[Any]]:
+    """Return scale and zero-point of the pair that quantizes a tensor."""
+    stored = {value.name: numpy_helper.to_array(value) for value in proto.graph.initializer}
+    (node,) = (n for n in proto.graph.node if n.op_type[:9] == "QuantizeL" and n.input[0] == tensor)
+    return float(stored[node.input[1]]), stored[node.input[2]]
+
+
+def test_openvino_gets_shortcuts_without_zero_points(tmp_path: Path) -> None:
+    model, images = saved(resnet18(), tmp_path / "m.onnx"), normal_images(16, 3, 32, 32)
+    path = tmp_path / "q.onnx"
+    ranges = SeenRanges(model, images)
+    qdq_from_onnx(model, ranges, path, StaticConfig("openvino"))
+    proto = onnx.load(str(path))
+    projections = [node.output[0] for node in proto.graph.node if node.name.endswith(".down")]
+    assert len(projections) == 3
+    for tensor in projections:
+        low, high = ranges.range_of(tensor, "u8")
+        scale, zero = pair_of(proto, tensor)
+        assert low < 0 < high
+        assert (zero.dtype, zero) == (np.int8, 0)
+        assert np.isclose(scale, max(-low / 128, high / 127))
+    # The input keeps its zero-point, since a coarser one costs accuracy, and the rest starts at 0.
+    for tensor in quantized_tensors(load_onnx(model), StaticConfig("openvino")):
+        _, zero = pair_of(proto, tensor)
+        if tensor not in projections:
+            assert zero.dtype == np.uint8
+            assert (zero != 0) == (tensor == proto.graph.input[0].name)
+
+
+def test_around_zero_ends_where_the_range_does_or_beyond() -> None:
+    assert around_zero(-1.0, 2.0) == (-2.0, 2.0)
+    low, high = around_zero(-128.0, 1.0)
+    assert (low, high) == (-127.0, 127.0)  # its grid has one step more below
+    assert around_zero(-0.0, 0.0) == (0.0, 0.0)

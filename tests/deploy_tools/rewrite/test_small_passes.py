@@ -1,4 +1,4 @@
-"""Constant batch, forms of the head, repeated pairs: the same logits, and what is refused."""
+"""Forms of the head, repeated pairs: the same logits, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from correction_samples import Graph, Images, logits, normal_images, resnet18, two_convs
+from correction_samples import Graph, Images, logits, normal_images, resnet18
 from correction_samples import quantized as quantize
 from onnx import helper
-from onnx_samples import saved, two_gemms
+from onnx_samples import saved
 
-from deploy_tools.errors import UserError
 from deploy_tools.onnx_files import load_onnx
 from deploy_tools.quantization.static import StaticConfig
 from deploy_tools.quantization.targets import TARGETS
-from deploy_tools.rewrite.fixed_batch import fixed_batch_from_onnx, with_fixed_batch
 from deploy_tools.rewrite.head import (
     with_flatten,
     with_global_average_pool,
@@ -37,37 +35,6 @@ def kinds(proto: onnx.ModelProto) -> list[str]:
 def simulated(proto: onnx.ModelProto, images: Images) -> Images:
     """The logits by the file's own arithmetic."""
     return open_session(proto.SerializeToString(), RuntimeConfig(fusions=False)).run(images)[0]
-
-
-@pytest.mark.parametrize("kind", ["float", "int8"])
-def test_a_constant_batch_computes_the_same_and_takes_no_other(kind: str, tmp_path: Path) -> None:
-    model = saved(two_convs(), tmp_path / "m.onnx")
-    if kind == "int8":
-        model = quantize(model, tmp_path / "q.onnx", IMAGES)
-    path = tmp_path / "fixed.onnx"
-    fixed_batch_from_onnx(model, path, 2)
-    assert logits(path, IMAGES[:2]) == pytest.approx(logits(model, IMAGES[:2]), abs=1e-5)
-    with pytest.raises(UserError, match="shape"):
-        logits(path, IMAGES[:3])
-    fixed = load_onnx(path)
-    sizes = [
-        value.type.tensor_type.shape.dim[0].dim_value
-        for value in (fixed.graph.input[0], fixed.graph.output[0])
-    ]
-    assert sizes == [2, 2]
-    notes, given = (
-        [(p.key, p.value) for p in proto.metadata_props] for proto in (fixed, load_onnx(model))
-    )
-    assert notes == given
-
-
-def test_what_no_constant_batch_can_be_made_of(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="at least one image, not 0"):
-        with_fixed_batch(two_convs(), 0)
-    model = saved(two_gemms(batch=4), tmp_path / "m.onnx")
-    with pytest.raises(UserError, match="only batches of 4"):
-        fixed_batch_from_onnx(model, tmp_path / "f.onnx", 2)
-    assert not (tmp_path / "f.onnx").exists()
 
 
 def headed(*head: Any) -> onnx.ModelProto:

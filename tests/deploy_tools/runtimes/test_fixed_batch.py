@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from correction_samples import normal_images, quantized, resnet18, two_convs
 from onnx_samples import saved
 
 from deploy_tools.errors import UserError
-from deploy_tools.runtimes import RuntimeConfig, open_session
+from deploy_tools.quantization.static import StaticConfig
+from deploy_tools.runtimes import RuntimeConfig, open_session, openvino
 from deploy_tools.runtimes.fixed_batch import FixedBatchSession, batch_axis, open_fixed
 
 CPU = pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -40,6 +42,28 @@ def test_the_runtime_knows_the_batch(small_onnx: Path, runtime: str) -> None:
     assert fixed._fixed._session.get_inputs()[0].shape[0] == 2
     assert fixed._any is None
     assert opened(small_onnx.read_bytes(), runtime, fixed_batch=2).batch == 2
+
+
+def test_openvino_adds_float_branches_in_the_convolution(tmp_path: Path) -> None:
+    """Whether the batch is fixed or not: kernels that add elsewhere round the branch."""
+    pytest.importorskip("onnxruntime_ep_openvino")
+    model, images = saved(resnet18(), tmp_path / "m.onnx"), normal_images(4, 3, 32, 32)
+    path = quantized(model, tmp_path / "q.onnx", images, StaticConfig("openvino"))
+    if "bf16" not in (free := open_session(path, RuntimeConfig("openvino", threads=1))).precision:
+        pytest.skip("without bfloat16 they round the same")
+    fixed = open_session(path, RuntimeConfig("openvino", threads=1, fixed_batch=4))
+    np.testing.assert_array_equal(fixed.run(images)[0], free.run(images)[0])
+
+
+def test_a_plugin_that_does_not_know_the_property_loads_the_file_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime_ep_openvino")
+    images = normal_images(2, 3, 8, 8)
+    path = quantized(saved(two_convs(), tmp_path / "m.onnx"), tmp_path / "q.onnx", images)
+    wanted = opened(path, "openvino", fixed_batch=2).run(images)[0]
+    monkeypatch.setattr(openvino, "_WHOLE_KERNELS", {"NO_SUCH_PROPERTY": "1"})
+    np.testing.assert_allclose(opened(path, "openvino", fixed_batch=2).run(images)[0], wanted)
 
 
 @CPU
