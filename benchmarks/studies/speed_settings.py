@@ -149,7 +149,7 @@ SETTINGS = (
     ),
     Setting("final Gemm in float", _float_head, exact=False),
     Setting("no repeated pairs", _rewritten(without_repeated_pairs)),
-    # Each is what the other runtime's plain file has already.
+    # Each is as the other runtime's plain file has it; the second has zero-points on shortcuts too.
     Setting("branches in float", _branches(True), runtimes=("onnxruntime",), exact=False),
     Setting("branches quantized", _branches(False), runtimes=("openvino",), exact=False),
     Setting(

@@ -147,8 +147,8 @@ LAYOUTS = {
     # OpenVINO adds in the convolution's own kernel, in float: the pair behind it costs accuracy
     # and saves nothing (0.97 to 1.05 of the speed without it, ResNet-18, -20 and -50). onnxruntime
     # on the CPU has no such kernel: there it runs slower than FP32.
-    # A convolution that adds a shortcut with a zero-point other than 0 takes 15 to 40 % longer.
-    # The stem takes 20 % longer too, but pixels around zero would cost ResNet-20 0.5 dB.
+    # Its convolutions take longer where a shortcut that they add has a zero-point other than 0, and
+    # so does the stem; there the coarser grid of pixels around zero would cost accuracy.
     "openvino": Layout(float_branches=True, signed_int8=True),
     # Every input of a layer, INT8 weights in the file, no pairs on biases and outputs: what
     # TensorRT fuses into INT8 kernels.

@@ -11,7 +11,7 @@ from deploy_tools.errors import UserError, nearest
 class Target:
     """The Q/DQ layout of one target.
 
-    activations: "uint8" or "int8". grid: which of the range table's grids they use: "u8" is
+    activations: "uint8" or "int8", where the layout says nothing else. grid: which of the range table's grids they use: "u8" is
         affine (int8 too: the same grid, shifted), "s8" symmetric with zero-point 0.
     layout: which tensors get Q/DQ, a name in `layouts.LAYOUTS`.
     reduce_range: weights in 7 bits, for CPUs whose 8-bit multiply-add saturates 16-bit sums.
@@ -36,7 +36,7 @@ TARGETS = {
             "uint8",
             False,
             "openvino",
-            "OpenVINO on x86; ort-cpu without pairs on residual branches",
+            "OpenVINO on x86; residual branches in float, shortcuts without zero-points",
             layout="openvino",
         ),
         Target("arm", "int8", False, "onnxruntime", "onnxruntime on 64-bit Arm"),

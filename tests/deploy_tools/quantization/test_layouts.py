@@ -181,7 +181,9 @@ def test_they_come_in_graph_order_and_mistakes_are_named(demo_onnx: Path) -> Non
 def pair_of(proto: onnx.ModelProto, tensor: str) -> tuple[float, NDArray[Any]]:
     """Return scale and zero-point of the pair that quantizes a tensor."""
     stored = {value.name: numpy_helper.to_array(value) for value in proto.graph.initializer}
-    (node,) = (n for n in proto.graph.node if n.op_type[:9] == "QuantizeL" and n.input[0] == tensor)
+    (node,) = (
+        n for n in proto.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == tensor
+    )
     return float(stored[node.input[1]]), stored[node.input[2]]
 
 
@@ -212,3 +214,5 @@ def test_around_zero_ends_where_the_range_does_or_beyond() -> None:
     low, high = around_zero(-128.0, 1.0)
     assert (low, high) == (-127.0, 127.0)  # its grid has one step more below
     assert around_zero(-0.0, 0.0) == (0.0, 0.0)
+    step = 77 / 2**13  # the range that QAT hands back gives its scale again
+    assert around_zero(-128 * step, 127 * step) == (-127 * step, 127 * step)
